@@ -1,5 +1,5 @@
-// KVD_CHECK: an assertion that stays in every build. A failed one is a bug in kvd: the process prints
-// where and aborts. Input from outside is never checked this way.
+// KVD_CHECK: an assertion that stays in every build. A failed one is a bug in kvd: the process
+// prints where and aborts. Input from outside is never checked this way.
 #pragma once
 
 namespace kvd {

@@ -1,5 +1,5 @@
-// Time as kvd sees it: one monotonic clock per process, injected wherever a decision depends on it, so
-// that protocol code can be simulated. No clock is ever compared with another host's.
+// Time as kvd sees it: one monotonic clock per process, injected wherever a decision depends on it,
+// so that protocol code can be simulated. No clock is ever compared with another host's.
 #pragma once
 
 #include <chrono>

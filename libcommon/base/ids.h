@@ -1,4 +1,5 @@
-// The identifiers that cross module borders, each a type of its own so that none is taken for another.
+// The identifiers that cross module borders, each a type of its own so that none is taken for
+// another.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,6 @@
 // The log: stderr, one line an event, text or JSON (spdlog underneath). Messages are lower case and
-// constant; what varies goes into fields. The field `room` follows one request through all processes.
+// constant; what varies goes into fields. The field `room` follows one request through all
+// processes.
 //
 //   log_info("link ready", {{"peer", to_string(peer)}, {"epoch", 3}});
 //
@@ -30,8 +31,10 @@ struct LogField {
   LogField(std::string_view k, const char* v) : key(k), value(v) {}
   LogField(std::string_view k, bool v) : key(k), value(v ? "true" : "false"), quoted(false) {}
   template <typename T>
-    requires(std::integral<T> && !std::same_as<T, bool>) || std::floating_point<T>
-  LogField(std::string_view k, T v) : key(k), value(std::to_string(v)), quoted(false) {}
+  requires(std::integral<T> && !std::same_as<T, bool>) || std::floating_point<T> LogField(
+                                                              std::string_view k, T v)
+      : key(k),
+  value(std::to_string(v)), quoted(false) {}
   template <typename Tag>
   LogField(std::string_view k, Id<Tag, std::uint64_t> v) : key(k), value(to_string(v)) {}
 };
@@ -60,7 +63,8 @@ inline void log_error(std::string_view m, std::initializer_list<LogField> f = {}
 class RateLimit {
  public:
   explicit RateLimit(Duration interval) : interval_(interval) {}
-  // True when the event may be logged now; *suppressed gets the number swallowed since the last one.
+  // True when the event may be logged now; *suppressed gets the number swallowed since the last
+  // one.
   bool allow(TimePoint now, std::uint64_t* suppressed);
 
  private:

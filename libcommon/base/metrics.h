@@ -1,7 +1,7 @@
 // Prometheus metrics (prometheus-cpp underneath). The names are contract: kvd-metrics.7.
 //
-// A process has one Metrics. Handles are cheap to copy and thread-safe; fetch them once, not per event.
-// Labels must be of bounded variety: never a room or request id.
+// A process has one Metrics. Handles are cheap to copy and thread-safe; fetch them once, not per
+// event. Labels must be of bounded variety: never a room or request id.
 #pragma once
 
 #include <map>

@@ -26,8 +26,8 @@ std::uint64_t secure_random_u63();
 // From getrandom(2): never 0.
 std::uint64_t secure_random_u64();
 
-// Stateless draw keyed by three numbers (splitmix64 over their mix): the same key gives the same draw
-// on every host, so a stream of tokens continues across processes.
+// Stateless draw keyed by three numbers (splitmix64 over their mix): the same key gives the same
+// draw on every host, so a stream of tokens continues across processes.
 std::uint64_t counter_random(std::uint64_t seed, std::uint64_t stream, std::uint64_t position);
 inline double to_unit(std::uint64_t bits) { return static_cast<double>(bits >> 11) * 0x1.0p-53; }
 

@@ -16,8 +16,8 @@ struct SamplingParams {
   float top_p = 1.0F;
   float min_p = 0.0F;
   float repetition_penalty = 1.0F;
-  std::uint64_t seed = 0;          // draws are keyed by (seed, choice, position)
-  std::vector<std::string> stop;   // at most 16 strings of at most 256 bytes
+  std::uint64_t seed = 0;               // draws are keyed by (seed, choice, position)
+  std::vector<std::string> stop;        // at most 16 strings of at most 256 bytes
   std::vector<TokenId> stop_token_ids;  // besides the model's own end tokens
   bool ignore_eos = false;
   bool logprobs = false;

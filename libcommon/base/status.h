@@ -1,8 +1,8 @@
 // Status and Result: how faults travel. Bugs are caught by KVD_CHECK (check.h), never by a Status.
 //
-// The first function that decides something is an error logs it, if it is worth a line; callers pass
-// the Status on. The message is one line, lower case, without a final stop, and says what to do where
-// that is known.
+// The first function that decides something is an error logs it, if it is worth a line; callers
+// pass the Status on. The message is one line, lower case, without a final stop, and says what to
+// do where that is known.
 #pragma once
 
 #include <optional>
@@ -49,7 +49,9 @@ class [[nodiscard]] Status {
   std::string message_;
 };
 
-inline Status invalid_argument(std::string m) { return {StatusCode::kInvalidArgument, std::move(m)}; }
+inline Status invalid_argument(std::string m) {
+  return {StatusCode::kInvalidArgument, std::move(m)};
+}
 inline Status unavailable(std::string m) { return {StatusCode::kUnavailable, std::move(m)}; }
 inline Status internal_error(std::string m) { return {StatusCode::kInternal, std::move(m)}; }
 
@@ -57,14 +59,23 @@ inline Status internal_error(std::string m) { return {StatusCode::kInternal, std
 template <typename T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : value_(std::move(value)) {}                                 // NOLINT: implicit
+  Result(T value) : value_(std::move(value)) {}  // NOLINT: implicit
   Result(Status status) : status_(std::move(status)) { KVD_CHECK(!status_.ok()); }  // NOLINT
 
   bool ok() const { return value_.has_value(); }
   const Status& status() const { return status_; }
-  T& value() & { KVD_CHECK(value_.has_value()); return *value_; }
-  const T& value() const& { KVD_CHECK(value_.has_value()); return *value_; }
-  T&& value() && { KVD_CHECK(value_.has_value()); return std::move(*value_); }
+  T& value() & {
+    KVD_CHECK(value_.has_value());
+    return *value_;
+  }
+  const T& value() const& {
+    KVD_CHECK(value_.has_value());
+    return *value_;
+  }
+  T&& value() && {
+    KVD_CHECK(value_.has_value());
+    return std::move(*value_);
+  }
   T& operator*() & { return value(); }
   const T& operator*() const& { return value(); }
   T* operator->() { return &value(); }
@@ -75,8 +86,8 @@ class [[nodiscard]] Result {
   Status status_;
 };
 
-#define KVD_RETURN_IF_ERROR(expr)                             \
-  do {                                                        \
+#define KVD_RETURN_IF_ERROR(expr)                                                  \
+  do {                                                                             \
     if (::kvd::Status kvd_status_ = (expr); !kvd_status_.ok()) return kvd_status_; \
   } while (0)
 

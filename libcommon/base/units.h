@@ -11,7 +11,8 @@
 
 namespace kvd {
 
-// "4MiB" -> 4194304. Suffixes: none or B, K/KiB, M/MiB, G/GiB, T/TiB (binary), KB, MB, GB, TB (decimal).
+// "4MiB" -> 4194304. Suffixes: none or B, K/KiB, M/MiB, G/GiB, T/TiB (binary), KB, MB, GB, TB
+// (decimal).
 Result<std::uint64_t> parse_bytes(std::string_view text);
 // "250ms", "1.5s", "10us", "2m"; a bare number is seconds.
 Result<Duration> parse_duration(std::string_view text);

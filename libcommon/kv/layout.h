@@ -52,9 +52,10 @@ struct LayerGroup {
   bool operator==(const LayerGroup&) const = default;
 };
 
-// How layers are grouped while they are streamed: a group is the fewest layers whose slice of a page
-// makes 128 KiB, the last group half of that in whole layers, at least one (DESIGN 6). The groups cover
-// all layers in order, each once. Also the units of the digest, however the bytes were sent.
+// How layers are grouped while they are streamed: a group is the fewest layers whose slice of a
+// page makes 128 KiB, the last group half of that in whole layers, at least one (DESIGN 6). The
+// groups cover all layers in order, each once. Also the units of the digest, however the bytes were
+// sent.
 std::vector<LayerGroup> layer_groups(const KvLayout& layout);
 
 }  // namespace kvd::kv

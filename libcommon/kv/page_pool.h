@@ -1,9 +1,9 @@
 // The pages of one worker and who may write them.
 //
-// Invariants: a page is in exactly one state: free, leased (one room, after its commit its sequence, may
-// write it), sealed (immutable, shared, counted) or quarantined (its lease ended without proof that no
-// write is on its way). A page leaves quarantine only by release() with a Proof; no timer frees a page.
-// free + leased + sealed + quarantined == page_count always.
+// Invariants: a page is in exactly one state: free, leased (one room, after its commit its
+// sequence, may write it), sealed (immutable, shared, counted) or quarantined (its lease ended
+// without proof that no write is on its way). A page leaves quarantine only by release() with a
+// Proof; no timer frees a page. free + leased + sealed + quarantined == page_count always.
 //
 // Calling thread: the event loop's only. The memory itself is read and written by the engine and by
 // peers for as long as the lease lasts; the pool never touches it.
@@ -32,10 +32,12 @@ enum class Proof {
   kNeverExposed,    // no peer was ever told of the pages (local sequence, or OpenRoom refused)
   kSequenceDone,    // committed: the room drained; its sequence has finished with the pages
   kDrained,         // prefill acknowledged `drained` for this room and epoch
-  kEndpointClosed,  // the endpoint the peer writes through and its region are closed, CQ drained (TCP)
+  kEndpointClosed,  // the endpoint the peer writes through and its region are closed, CQ drained
+                    // (TCP)
   kRegionClosed,    // the peer's own region is closed, on a NIC for which that is established
   kCopyReturned,    // `local`: decode's own copy has returned
-  kSourceDone,      // prefill: engine gave the page up, every write from it completed or its endpoint is closed
+  kSourceDone,  // prefill: engine gave the page up, every write from it completed or its endpoint
+                // is closed
 };
 std::string_view to_string(Proof proof);
 
@@ -54,10 +56,10 @@ struct PageCounts {
 // What `kvd-probe leaks` shows of one lease.
 struct LeaseInfo {
   LeaseId id;
-  RoomId room;         // 0 for a local sequence
-  Incarnation peer;    // who may still write; 0 if nobody was told
+  RoomId room;       // 0 for a local sequence
+  Incarnation peer;  // who may still write; 0 if nobody was told
   bool quarantined = false;
-  TimePoint since;     // when it entered this state
+  TimePoint since;  // when it entered this state
   std::vector<PageRun> runs;
   std::string missing;  // the proof that is waited for, when quarantined
 };
@@ -70,12 +72,14 @@ class PagePool {
 
   const KvLayout& layout() const { return layout_; }
   std::uint32_t page_count() const { return page_count_; }
-  std::byte* page(PageIndex index) const { return memory_ + std::uint64_t{index} * layout_.page_bytes(); }
+  std::byte* page(PageIndex index) const {
+    return memory_ + std::uint64_t{index} * layout_.page_bytes();
+  }
   std::byte* memory() const { return memory_; }
   std::uint64_t memory_bytes() const { return std::uint64_t{page_count_} * layout_.page_bytes(); }
 
-  // All or nothing; prefers few long runs. kResourceExhausted when not free now (never possible when
-  // count > page_count: the caller checks that first).
+  // All or nothing; prefers few long runs. kResourceExhausted when not free now (never possible
+  // when count > page_count: the caller checks that first).
   Result<LeaseId> lease(std::uint32_t count, TimePoint now);
   // The pages of a lease in sequence order. Valid until the lease is released.
   std::span<const PageIndex> pages(LeaseId lease) const;

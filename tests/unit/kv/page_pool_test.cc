@@ -1,0 +1,106 @@
+#include "kv/page_pool.h"
+
+#include <catch2/catch.hpp>
+#include <set>
+
+#include "base/rng.h"
+
+using namespace kvd;
+using kv::LeaseId;
+using kv::PagePool;
+using kv::Proof;
+
+namespace {
+
+constexpr TimePoint kNow{1000};
+const kv::KvLayout kTiny{1, 1, 8, 32, 2, "bf16"};
+
+std::uint32_t total(const PagePool& pool) {
+  const auto c = pool.counts();
+  return c.free + c.leased + c.sealed + c.quarantined;
+}
+
+}  // namespace
+
+TEST_CASE("page pool: a lease is all or nothing") {
+  PagePool pool(kTiny, nullptr, 8);
+  const auto a = pool.lease(5, kNow);
+  REQUIRE(a.ok());
+  CHECK(pool.counts().leased == 5);
+  const auto refused = pool.lease(4, kNow);
+  CHECK(refused.status().code() == StatusCode::kResourceExhausted);
+  CHECK(pool.counts().free == 3);
+  pool.release(*a, Proof::kNeverExposed);
+  CHECK(pool.counts().free == 8);
+}
+
+TEST_CASE("page pool: a quarantined page is not leased again until a proof releases it") {
+  PagePool pool(kTiny, nullptr, 4);
+  const auto lease = pool.lease(4, kNow);
+  pool.assign(*lease, RoomId{7}, Incarnation{9});
+  pool.quarantine(*lease, "drained", kNow);
+  CHECK(pool.counts().quarantined == 4);
+  CHECK_FALSE(pool.lease(1, kNow + std::chrono::hours(24)).ok());
+  CHECK(pool.quarantined_by_peer().at(Incarnation{9}) == 4);
+  const auto infos = pool.leases();
+  REQUIRE(infos.size() == 1);
+  CHECK(infos[0].room == RoomId{7});
+  CHECK(infos[0].missing == "drained");
+  pool.release(*lease, Proof::kDrained);
+  CHECK(pool.counts().free == 4);
+  CHECK(pool.leases().empty());
+}
+
+TEST_CASE("page pool: neighbouring pages are preferred, scattered ones used when there is no run") {
+  PagePool pool(kTiny, nullptr, 8);
+  std::vector<LeaseId> ones;
+  for (int i = 0; i < 8; ++i) ones.push_back(*pool.lease(1, kNow));
+  for (const std::size_t i : {1, 4, 5, 6, 3}) pool.release(ones[i], Proof::kNeverExposed);
+  const auto run = pool.lease(4, kNow);
+  CHECK(kv::to_runs(pool.pages(*run)) == std::vector<kv::PageRun>{{3, 4}});
+  pool.release(*run, Proof::kSequenceDone);
+  const auto scattered = pool.lease(5, kNow);
+  CHECK(kv::to_runs(pool.pages(*scattered)) == std::vector<kv::PageRun>{{1, 1}, {3, 4}});
+}
+
+TEST_CASE("page pool: no page is ever in two leases and none is lost") {
+  PagePool pool(kTiny, nullptr, 64);
+  Rng rng(42);
+  std::vector<LeaseId> leases;
+  for (int step = 0; step < 20000; ++step) {
+    if (rng.chance(0.55)) {
+      const auto lease = pool.lease(1 + static_cast<std::uint32_t>(rng.below(9)), kNow);
+      if (lease.ok()) {
+        leases.push_back(*lease);
+        if (rng.chance(0.3)) pool.quarantine(*lease, "drained", kNow);
+      }
+    } else if (!leases.empty()) {
+      const std::size_t i = rng.below(leases.size());
+      pool.release(leases[i], Proof::kDrained);
+      leases.erase(leases.begin() + static_cast<std::ptrdiff_t>(i));
+    }
+    REQUIRE(total(pool) == 64);
+  }
+  std::set<PageIndex> seen;
+  std::size_t pages = 0;
+  for (const LeaseId lease : leases) {
+    for (const PageIndex page : pool.pages(lease)) {
+      CHECK(page < 64);
+      seen.insert(page);
+      ++pages;
+    }
+  }
+  CHECK(seen.size() == pages);
+  CHECK(pages + pool.counts().free == 64);
+}
+
+TEST_CASE("page pool: the oldest lease has an age") {
+  PagePool pool(kTiny, nullptr, 4);
+  CHECK(pool.oldest_lease(kNow).count() == 0);
+  const auto a = pool.lease(1, kNow);
+  const auto b = pool.lease(1, kNow + Duration(50));
+  CHECK(pool.oldest_lease(kNow + Duration(80)).count() == 80);
+  pool.release(*a, Proof::kNeverExposed);
+  CHECK(pool.oldest_lease(kNow + Duration(80)).count() == 30);
+  pool.release(*b, Proof::kNeverExposed);
+}
