@@ -74,6 +74,7 @@ class RegistryClient {
   bool answered_ = false;
   bool left_ = false;
   bool reported_gone_ = false;
+  bool reported_refusal_ = false;
   std::uint64_t version_ = 0;
   std::map<std::string, Known> known_;  // by control address
 };
