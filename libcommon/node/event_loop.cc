@@ -1,0 +1,46 @@
+#include "node/event_loop.h"
+
+#include <poll.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <ctime>
+
+namespace kvd::node {
+
+void EventLoop::run(LoopTask& task) {
+  TimePoint last_event = clock_->now();
+  while (!task.finished()) {
+    if (task.step()) {
+      last_event = clock_->now();
+      continue;
+    }
+    if (options_.always_spin || clock_->now() - last_event < options_.spin) {
+      __builtin_ia32_pause();
+      continue;
+    }
+    if (task.may_wait()) wait(task);
+  }
+}
+
+void EventLoop::wait(LoopTask& task) {
+  std::vector<int> fds;
+  task.wait_fds(&fds);
+  std::vector<pollfd> polled{{waker_.fd(), POLLIN, 0}};
+  for (const int fd : fds) {
+    if (fd >= 0) polled.push_back({fd, POLLIN, 0});
+  }
+  Duration timeout = std::min(options_.longest_wait, task.next_deadline() - clock_->now());
+  // A source without a descriptor is polled by time.
+  if (std::find(fds.begin(), fds.end(), -1) != fds.end())
+    timeout = std::min(timeout, Duration(50'000));
+  if (timeout <= Duration(0)) return;
+  timespec ts{};
+  ts.tv_sec = timeout.count() / 1'000'000'000;
+  ts.tv_nsec = timeout.count() % 1'000'000'000;
+  if (ppoll(polled.data(), polled.size(), &ts, nullptr) > 0 && (polled[0].revents & POLLIN) != 0) {
+    waker_.clear();
+  }
+}
+
+}  // namespace kvd::node

@@ -1,0 +1,366 @@
+#include "node/worker_core.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <ctime>
+
+#include "base/log.h"
+#include "base/units.h"
+#include "http/openai.h"
+#include "proto/commit_record.h"
+#include "proto/ops_messages.h"
+
+namespace kvd::node {
+namespace {
+
+proto::LayoutInfo to_wire(const kv::KvLayout& layout) {
+  proto::LayoutInfo out;
+  out.layers = layout.layers;
+  out.kv_heads = layout.kv_heads;
+  out.head_dim = layout.head_dim;
+  out.page_size = layout.page_size;
+  out.element_bytes = layout.element_bytes;
+  out.dtype = layout.dtype;
+  out.page_stride = layout.page_bytes();
+  out.layer_stride = layout.layer_bytes();
+  out.value_offset = layout.half_bytes();
+  out.head_stride = layout.head_bytes();
+  return out;
+}
+
+std::string ranges(const std::vector<kv::PageRun>& runs) {
+  std::string out;
+  for (const kv::PageRun& run : runs) {
+    if (!out.empty()) out += ',';
+    out += std::to_string(run.first);
+    if (run.count > 1) out += "-" + std::to_string(run.first + run.count - 1);
+    if (out.size() > 4096) return out + ",...";
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string json_quote(const std::string& text) {
+  static constexpr char kDigits[] = "0123456789abcdef";
+  std::string out = "\"";
+  for (const char c : text) {
+    const auto byte = static_cast<unsigned char>(c);
+    if (c == '"' || c == '\\') {
+      out += '\\';
+      out += c;
+    } else if (byte < 0x20) {
+      out += "\\u00";
+      out += kDigits[byte >> 4];
+      out += kDigits[byte & 15];
+    } else {
+      out += c;
+    }
+  }
+  return out + '"';
+}
+
+Status WorkerCore::check_exposure(const CommonOptions& options) {
+  const auto listen = parse_host_port(options.listen);
+  if (!listen.ok()) return listen.status().with_context("--listen");
+  const auto http = parse_host_port(options.http);
+  if (!http.ok()) return http.status().with_context("--http");
+  if (options.insecure) return {};
+  if (!is_loopback(listen->host) && options.keys.empty()) {
+    return invalid_argument(
+        "--listen " + options.listen +
+        " can be reached by others; give --keys FILE, or --insecure to accept that");
+  }
+  if (!is_loopback(http->host) && options.api_key.empty()) {
+    return invalid_argument(
+        "--http " + options.http +
+        " can be reached by others; give --api-key, or --insecure to accept that");
+  }
+  return {};
+}
+
+Result<std::unique_ptr<WorkerCore>> WorkerCore::start(const WorkerOptions& options,
+                                                      std::string role, bool local_only) {
+  KVD_RETURN_IF_ERROR(check_exposure(options.common));
+  std::unique_ptr<WorkerCore> core(new WorkerCore);
+  core->options_ = options;
+  core->role_ = std::move(role);
+  // Addresses first: a port that is taken is known at once, a model takes a second to load.
+  KVD_RETURN_IF_ERROR(core->open_control());
+  std::string source = options.fabric_addr;
+  if (source.empty()) source = parse_host_port(options.common.listen)->host;
+  if (source == "*" || source == "0.0.0.0" || source == "::") {
+    if (!local_only) {
+      return invalid_argument("--listen " + options.common.listen +
+                              " names no interface for the KV transfer; give --fabric-addr HOST");
+    }
+  }
+  if (!local_only) KVD_RETURN_IF_ERROR(core->open_providers(source));
+  KVD_RETURN_IF_ERROR(core->load_model());
+  Metrics& m = core->metrics_;
+  const char* help = "KV pages by state.";
+  core->free_ = m.gauge("kvd_pages", help, {{"state", "free"}});
+  core->leased_ = m.gauge("kvd_pages", help, {{"state", "leased"}});
+  core->sealed_ = m.gauge("kvd_pages", help, {{"state", "sealed"}});
+  core->quarantined_ = m.gauge("kvd_pages", help, {{"state", "quarantined"}});
+  core->oldest_ = m.gauge("kvd_lease_oldest_seconds", "Age of the oldest lease.");
+  core->update_gauges();
+  if (!options.common.join.empty()) {
+    core->registry_ = std::make_unique<RegistryClient>(core->messenger_.get(), options.common.join,
+                                                       &core->clock_, options.common.dead_after);
+    KVD_RETURN_IF_ERROR(core->registry_->open().with_context("--join"));
+  }
+  return core;
+}
+
+Status WorkerCore::load_model() {
+  auto engine = engine::create_engine(options_.engine, &metrics_);
+  if (!engine.ok()) return engine.status();
+  engine_ = std::move(*engine);
+  const engine::ModelInfo& info = engine_->info();
+  if (options_.served_model_name.empty()) options_.served_model_name = info.name;
+  const std::uint64_t pages = options_.kv_memory / info.layout.page_bytes();
+  if (pages == 0) {
+    return invalid_argument("--kv-memory " + format_bytes(options_.kv_memory) +
+                            " holds no page of " + format_bytes(info.layout.page_bytes()) +
+                            "; give more");
+  }
+  const auto count = static_cast<std::uint32_t>(std::min<std::uint64_t>(pages, 1u << 24));
+  transfer::TransferOptions& transfer = options_.transfer;
+  const std::uint64_t bytes =
+      info.layout.page_bytes() * count + std::uint64_t{proto::kSlotBytes} * transfer.slots;
+  auto buffer = device::HostBuffer::allocate(bytes);
+  if (!buffer.ok()) return buffer.status().with_context("--kv-memory");
+  buffer_ = std::move(*buffer);
+  pool_ = std::make_unique<kv::PagePool>(info.layout, buffer_.data(), count);
+  transfer.model = options_.served_model_name;
+  transfer.fingerprint = info.fingerprint;
+  transfer.providers = providers_;
+  transfer.dead_after = options_.common.dead_after;
+  log_info("model loaded", {{"model", options_.served_model_name},
+                            {"kernels", info.kernels},
+                            {"weights", format_bytes(info.weight_bytes)},
+                            {"context", info.context},
+                            {"pages", count},
+                            {"page", format_bytes(info.layout.page_bytes())}});
+  if (buffer_.huge_pages() == device::HugePages::kNone) {
+    log_warn("no huge pages for the KV pool; reads are up to a quarter slower");
+  }
+  return {};
+}
+
+Status WorkerCore::open_providers(const std::string& source) {
+  std::vector<fabric::ProviderInfo> found = fabric::available_providers(source, options_.device);
+  if (!options_.provider.empty()) {
+    std::erase_if(found, [&](const auto& p) { return p.name != options_.provider; });
+    if (found.empty()) return fabric::explain_missing(options_.provider);
+  }
+  const bool require_rdma = options_.transfer.require_rdma;
+  if (require_rdma) {
+    std::erase_if(found, [](const auto& p) { return !p.rdma; });
+    if (found.empty()) {
+      return {StatusCode::kNoProvider,
+              "no RDMA provider at " + source +
+                  " and --require-rdma forbids TCP; check the device, or drop --require-rdma"};
+    }
+  }
+  Status last{StatusCode::kNoProvider, "no libfabric provider can use " + source};
+  for (const fabric::ProviderInfo& info : found) {
+    if (std::find(providers_.begin(), providers_.end(), info.name) != providers_.end()) continue;
+    auto domain = fabric::open_domain({info.name, source, options_.device});
+    if (!domain.ok()) {
+      last = domain.status();
+      log_warn("provider not usable", {{"provider", info.name}, {"why", last.message()}});
+      continue;
+    }
+    domains_.push_back(std::move(*domain));
+    providers_.push_back(info.name);
+  }
+  if (domains_.empty()) return last;
+  return {};
+}
+
+Status WorkerCore::open_control() {
+  control::ZmqOptions zmq;
+  zmq.listen = options_.common.listen;
+  if (!options_.common.keys.empty()) {
+    auto keys = control::load_keys(options_.common.keys);
+    if (!keys.ok()) return keys.status();
+    key_peers_ = keys->peers;
+    zmq.keys = std::move(*keys);
+  }
+  auto channel = control::open_zmq_channel(zmq);
+  if (!channel.ok()) return channel.status();
+  channel_ = std::move(*channel);
+  messenger_ =
+      std::make_unique<control::Messenger>(channel_.get(), incarnation_, &clock_, &metrics_);
+  return {};
+}
+
+std::vector<std::string> WorkerCore::key_addresses(const std::string& role) const {
+  std::vector<std::string> out;
+  for (const control::KeyEntry& entry : key_peers_) {
+    if (entry.role == role && !entry.address.empty()) out.push_back(entry.address);
+  }
+  return out;
+}
+
+void WorkerCore::unexpected(const control::Received& message) {
+  using proto::MessageType;
+  const MessageType type = message.envelope.type;
+  // An answer to an error would be answered in turn.
+  if (type == MessageType::kError || type == MessageType::kStaleIncarnation) return;
+  messenger_->refuse(
+      message, "unexpected",
+      std::string(proto::to_string(type)) + " means nothing to a " + role_ + " worker");
+}
+
+std::vector<fabric::Domain*> WorkerCore::domains() const {
+  std::vector<fabric::Domain*> out;
+  for (const auto& domain : domains_) out.push_back(domain.get());
+  return out;
+}
+
+proto::Described WorkerCore::describe(const proto::Load& load) const {
+  proto::Described out;
+  out.role = role_;
+  out.program = options_.common.program;
+  out.version = options_.common.version;
+  out.http = http_.empty() ? "" : "http://" + http_;
+  out.model = options_.served_model_name;
+  out.fingerprint = model().fingerprint;
+  out.layout = to_wire(model().layout);
+  out.providers = providers_;
+  out.context = model().context;
+  out.load = load;
+  return out;
+}
+
+bool WorkerCore::on_message(const control::Received& message, const proto::Load& load) {
+  using proto::MessageType;
+  const proto::Envelope& envelope = message.envelope;
+  if (registry_ != nullptr && registry_->on_message(message)) return true;
+  switch (envelope.type) {
+    case MessageType::kDrain:
+      if (!drain_asked_) log_info("drain asked for", {{"by", envelope.from}});
+      drain_asked_ = true;
+      [[fallthrough]];
+    case MessageType::kDescribe: {
+      proto::Load now = load;
+      now.draining = now.draining || drain_asked_;
+      // A reply that cannot be sent is asked for again.
+      (void)messenger_->send(message.from, envelope.from, describe(now)).ok();
+      return true;
+    }
+    case MessageType::kLeases: {
+      const auto body = proto::decode_body<proto::Leases>(envelope);
+      if (!body.ok() || body->reply) return body.ok();
+      proto::Leases reply;
+      reply.reply = true;
+      const kv::PageCounts counts = pool_->counts();
+      reply.free = counts.free;
+      reply.leased = counts.leased;
+      reply.sealed = counts.sealed;
+      reply.quarantined = counts.quarantined;
+      const TimePoint now = clock_.now();
+      for (const kv::LeaseInfo& lease : pool_->leases()) {
+        std::uint32_t pages = 0;
+        for (const kv::PageRun& run : lease.runs) pages += run.count;
+        reply.leases.push_back({lease.room.value, lease.peer.value, lease.quarantined,
+                                static_cast<std::uint64_t>(to_ms(now - lease.since)), pages,
+                                ranges(lease.runs), lease.missing});
+      }
+      (void)messenger_->send(message.from, envelope.from, reply).ok();
+      return true;
+    }
+    default:
+      return false;
+  }
+}
+
+void WorkerCore::tick(const proto::Load& load) {
+  if (registry_ != nullptr) {
+    proto::Join self;
+    self.role = role_;
+    self.control = channel_->address();
+    self.http = http_.empty() ? "" : "http://" + http_;
+    self.model = options_.served_model_name;
+    self.load = load;
+    registry_->set_self(std::move(self));
+    registry_->poll(clock_.now());
+  }
+  update_gauges();
+}
+
+void WorkerCore::update_gauges() {
+  const kv::PageCounts counts = pool_->counts();
+  const bool same = counts.free == shown_.free && counts.leased == shown_.leased &&
+                    counts.sealed == shown_.sealed && counts.quarantined == shown_.quarantined;
+  const TimePoint now = clock_.now();
+  if (same && now < next_gauges_) return;
+  next_gauges_ = now + std::chrono::milliseconds(500);
+  shown_ = counts;
+  free_.set(counts.free);
+  leased_.set(counts.leased);
+  sealed_.set(counts.sealed);
+  quarantined_.set(counts.quarantined);
+  oldest_.set(to_ms(pool_->oldest_lease(now)) / 1e3);
+}
+
+TimePoint WorkerCore::next_deadline() const {
+  return registry_ == nullptr ? next_gauges_ : std::min(next_gauges_, registry_->next_deadline());
+}
+
+std::string WorkerCore::ready_line() const {
+  std::string line = "{\"event\":\"ready\",\"program\":" + json_quote(options_.common.program);
+  if (!http_.empty()) line += ",\"http\":" + json_quote("http://" + http_);
+  line += ",\"control\":" + json_quote(channel_->address());
+  if (!providers_.empty()) {
+    line += ",\"providers\":[";
+    for (std::size_t i = 0; i < providers_.size(); ++i) {
+      line += (i == 0 ? "" : ",") + json_quote(providers_[i]);
+    }
+    line += "]";
+  }
+  line += ",\"model\":" + json_quote(options_.served_model_name);
+  line +=
+      ",\"incarnation\":\"" + to_string(incarnation_) + "\",\"pid\":" + std::to_string(getpid());
+  return line + "}";
+}
+
+bool serve_common(WorkerCore& core, const http::Request& request, http::Responder& responder,
+                  bool draining) {
+  const bool get = request.method == "GET" || request.method == "HEAD";
+  const bool known =
+      request.target == "/health" || request.target == "/metrics" || request.target == "/v1/models";
+  if (!known) return false;
+  if (!get) {
+    responder.send(405, "application/json",
+                   http::error_body(invalid_argument(request.target + " takes GET")),
+                   {{"allow", "GET"}});
+  } else if (request.target == "/health") {
+    responder.send(draining ? 503 : 200, "application/json",
+                   draining ? "{\"status\":\"draining\"}\n" : "{\"status\":\"ok\"}\n");
+  } else if (request.target == "/metrics") {
+    responder.send(200, "text/plain; version=0.0.4", core.render_metrics());
+  } else {
+    static const std::int64_t started = std::time(nullptr);
+    responder.send(200, "application/json", http::models_body(core.served_name(), started));
+  }
+  return true;
+}
+
+void refuse_target(const http::Request& request, http::Responder& responder, bool known) {
+  if (known) {
+    responder.send(405, "application/json",
+                   http::error_body(invalid_argument(request.target + " takes POST")),
+                   {{"allow", "POST"}});
+    return;
+  }
+  responder.send(
+      404, "application/json",
+      http::error_body({StatusCode::kNotFound, "nothing is served at " + request.target}));
+}
+
+}  // namespace kvd::node
