@@ -59,11 +59,11 @@ struct RemotePiece {
 // One RMA write. The pieces are only read during the call of Endpoint::write; the memory they name must
 // stay untouched until the completion with this `context`, or until the endpoint is closed.
 struct WriteRequest {
-  std::span<const LocalPiece> local;
-  std::span<const RemotePiece> remote;  // same total length
+  std::span<const LocalPiece> local{};
+  std::span<const RemotePiece> remote{};  // same total length
   std::uint64_t context = 0;            // comes back in the Completion
   bool delivery_complete = false;       // complete only when the bytes are in the target's memory
-  std::optional<std::uint64_t> remote_data;  // signalled to the target's CQ with the last byte
+  std::optional<std::uint64_t> remote_data{};  // signalled to the target's CQ with the last byte
 };
 
 enum class CompletionKind {
@@ -75,7 +75,7 @@ struct Completion {
   CompletionKind kind = CompletionKind::kWrite;
   std::uint64_t context = 0;  // kWrite
   std::uint64_t data = 0;     // kRemoteData
-  Status status;              // of kWrite and kFault
+  Status status{};            // of kWrite and kFault
 };
 
 // What a peer needs to write here. Sent only over an accepted control channel.
@@ -111,7 +111,8 @@ class Endpoint {
   virtual std::size_t poll(std::span<Completion> out) = 0;
   // The descriptor that becomes readable when poll() has work, or -1 (then the caller polls by time).
   virtual int wait_fd() const = 0;
-  // True when it is safe to block on wait_fd() now (fi_trywait).
+  // True when it is safe to block on wait_fd() now (fi_trywait). Makes progress. Call it after poll() gave
+  // nothing, for every endpoint of the loop, right before blocking.
   virtual bool may_wait() = 0;
 };
 
@@ -123,7 +124,8 @@ class Domain {
   virtual Result<std::unique_ptr<Endpoint>> open_endpoint() = 0;
   // `remote_write`: peers may write with the key. Each call gives a registration of its own with its own
   // random key (where the application chooses keys). On providers that bind regions to endpoints
-  // `endpoint` is the one that peers will write through; may be null for local sources.
+  // `endpoint` is the one that peers will write through; may be null for local sources. With
+  // endpoint_per_peer a region that peers write to names its endpoint: the key opens no other.
   virtual Result<std::unique_ptr<MemoryRegion>> register_memory(std::byte* data, std::uint64_t bytes,
                                                                 bool remote_write,
                                                                 Endpoint* endpoint) = 0;

@@ -27,10 +27,10 @@ namespace kvd::fabric {
 using StreamId = std::uint64_t;
 
 struct QueuedWrite {
-  std::vector<LocalPiece> local;    // at most iov_limit
-  std::vector<RemotePiece> remote;  // at most rma_iov_limit
+  std::vector<LocalPiece> local{};    // at most iov_limit
+  std::vector<RemotePiece> remote{};  // at most rma_iov_limit
   bool delivery_complete = false;
-  std::optional<std::uint64_t> remote_data;
+  std::optional<std::uint64_t> remote_data{};
   std::uint64_t tag = 0;  // the caller's, comes back
 };
 

@@ -1,0 +1,157 @@
+#include "fabric/ofi/ofi_info.h"
+
+#include <arpa/inet.h>
+#include <netinet/in.h>
+#include <rdma/fi_endpoint.h>
+#include <rdma/fi_errno.h>
+
+#include <algorithm>
+#include <cstring>
+
+namespace kvd::fabric::ofi {
+namespace {
+
+constexpr std::uint32_t kApi = FI_VERSION(FI_MAJOR_VERSION, FI_MINOR_VERSION);
+constexpr std::uint64_t kMaxWriteBytes = 1u << 20;
+
+// libfabric's names for one transport. `net` of 1.17 became `tcp` in 1.18 and speaks the same
+// protocol.
+std::vector<const char*> libfabric_names(const std::string& provider) {
+  if (provider == "tcp") return {"net", "tcp"};
+  if (provider == "tcp;ofi_rxm") return {"tcp;ofi_rxm"};
+  if (provider == "verbs;ofi_rxm") return {"verbs;ofi_rxm"};
+  if (provider == "efa") return {"efa"};
+  if (provider == "cxi") return {"cxi"};
+  return {};
+}
+
+bool is_tcp(const std::string& provider) { return provider.starts_with("tcp"); }
+// Providers whose addresses are IP addresses; efa and cxi have their own and take only a device.
+bool has_ip_address(const std::string& provider) {
+  return is_tcp(provider) || provider == "verbs;ofi_rxm";
+}
+
+InfoPtr make_hints(const std::string& provider, const char* libfabric_name,
+                   const std::string& device, std::uint64_t tx_op_flags) {
+  InfoPtr hints(fi_allocinfo());
+  if (hints == nullptr) return hints;
+  hints->caps = FI_MSG | FI_RMA;
+  hints->mode = FI_CONTEXT | FI_CONTEXT2;
+  hints->ep_attr->type = FI_EP_RDM;
+  hints->domain_attr->threading = FI_THREAD_DOMAIN;
+  // Manual progress keeps libfabric from starting threads of its own (rxm would).
+  hints->domain_attr->control_progress = FI_PROGRESS_MANUAL;
+  hints->domain_attr->data_progress = FI_PROGRESS_MANUAL;
+  hints->domain_attr->resource_mgmt = FI_RM_ENABLED;
+  hints->domain_attr->mr_mode =
+      FI_MR_VIRT_ADDR | FI_MR_ALLOCATED | FI_MR_PROV_KEY | FI_MR_LOCAL | FI_MR_ENDPOINT;
+  if (is_tcp(provider) || provider == "verbs;ofi_rxm") {
+    // Asked for only where the reference found it; efa has none, cxi's is not relied upon.
+    hints->tx_attr->msg_order = FI_ORDER_WAW;
+    hints->rx_attr->msg_order = FI_ORDER_WAW;
+  }
+  hints->tx_attr->op_flags = tx_op_flags;
+  hints->fabric_attr->prov_name = strdup(libfabric_name);
+  if (!device.empty()) hints->domain_attr->name = strdup(device.c_str());
+  return hints;
+}
+
+std::string printable(const fi_info& info) {
+  if (info.src_addr == nullptr) return {};
+  char text[INET6_ADDRSTRLEN] = {};
+  const auto* any = static_cast<const sockaddr*>(info.src_addr);
+  if (info.addr_format == FI_SOCKADDR_IN || any->sa_family == AF_INET) {
+    const auto* in = static_cast<const sockaddr_in*>(info.src_addr);
+    if (inet_ntop(AF_INET, &in->sin_addr, text, sizeof text) != nullptr) return text;
+  } else if (info.addr_format == FI_SOCKADDR_IN6 || any->sa_family == AF_INET6) {
+    const auto* in = static_cast<const sockaddr_in6*>(info.src_addr);
+    if (inet_ntop(AF_INET6, &in->sin6_addr, text, sizeof text) != nullptr) return text;
+  }
+  return {};
+}
+
+// A provider that refuses FI_DELIVERY_COMPLETE as a default cannot prove delivery either.
+bool proves_delivery(const std::string& provider, const char* libfabric_name,
+                     const std::string& device) {
+  if (is_tcp(provider)) return true;  // measured
+  InfoPtr hints = make_hints(provider, libfabric_name, device, FI_DELIVERY_COMPLETE);
+  fi_info* found = nullptr;
+  if (hints == nullptr || fi_getinfo(kApi, nullptr, nullptr, 0, hints.get(), &found) != 0) {
+    return false;
+  }
+  fi_freeinfo(found);
+  return true;
+}
+
+Capabilities capabilities_of(const std::string& provider, const fi_info& info, bool delivery) {
+  const bool tcp = is_tcp(provider);
+  Capabilities out;
+  out.provider = provider;
+  out.libfabric_name = info.fabric_attr->prov_name;
+  out.write_after_write = (tcp || provider == "verbs;ofi_rxm") &&
+                          (info.tx_attr->msg_order & FI_ORDER_WAW) != 0 &&
+                          info.ep_attr->max_order_waw_size >= kMaxWriteBytes;
+  // kvd's remote data are 32 bits. cxi took FI_REMOTE_CQ_DATA in fi_writemsg only lately and only
+  // with an environment switch: there the commit is told by a message.
+  out.remote_cq_data = provider != "cxi" && info.domain_attr->cq_data_size >= 4;
+  out.delivery_complete = delivery;
+  out.endpoint_per_peer = tcp;
+  out.endpoint_close_fences = tcp;
+  // Not established on any provider; on TCP it is measured to be false.
+  out.region_close_fences = false;
+  out.rdma = !tcp;
+  // Before 1.19 efa carried every write as messages that the target's CPU copies.
+  out.emulated = provider == "efa" && FI_VERSION_LT(fi_version(), FI_VERSION(1, 19));
+  const auto limit = [](std::size_t n) {
+    return static_cast<std::uint32_t>(std::clamp<std::size_t>(n, 1, 16));
+  };
+  out.iov_limit = limit(info.tx_attr->iov_limit);
+  out.rma_iov_limit = limit(info.tx_attr->rma_iov_limit);
+  out.max_write_bytes = std::min<std::uint64_t>(kMaxWriteBytes, info.ep_attr->max_msg_size);
+  const std::size_t queue = std::max<std::size_t>(info.tx_attr->size, 2);
+  out.max_inflight_ops =
+      static_cast<std::uint32_t>(std::min<std::size_t>(tcp ? 64 : 256, queue / 2));
+  out.max_inflight_bytes = tcp ? 4u << 20 : 32u << 20;
+  return out;
+}
+
+}  // namespace
+
+std::string describe(const char* call, long rc) {
+  return std::string(call) + ": " + fi_strerror(static_cast<int>(rc < 0 ? -rc : rc));
+}
+
+std::vector<Offer> find_offers(const std::string& provider, const std::string& source_address,
+                               const std::string& device) {
+  std::vector<Offer> offers;
+  const std::string source = source_address.empty() ? "127.0.0.1" : source_address;
+  const bool ip = has_ip_address(provider);
+  for (const char* name : libfabric_names(provider)) {
+    InfoPtr hints = make_hints(provider, name, device, 0);
+    if (hints == nullptr) return offers;
+    fi_info* found = nullptr;
+    const int rc = fi_getinfo(kApi, ip ? source.c_str() : nullptr, nullptr, ip ? FI_SOURCE : 0,
+                              hints.get(), &found);
+    if (rc != 0) continue;
+    InfoPtr list(found);
+    for (const fi_info* info = list.get(); info != nullptr; info = info->next) {
+      // Asking for `tcp` may be answered by a layered `tcp;ofi_rxm`, which is another transport.
+      if (std::strcmp(info->fabric_attr->prov_name, name) != 0) continue;
+      const std::string domain = info->domain_attr->name;
+      const bool known = std::any_of(offers.begin(), offers.end(), [&](const Offer& offer) {
+        return domain == offer.info->domain_attr->name;
+      });
+      if (known || (!device.empty() && domain != device)) continue;
+      InfoPtr copy(fi_dupinfo(info));
+      if (copy == nullptr) return offers;
+      Capabilities capabilities =
+          capabilities_of(provider, *copy, proves_delivery(provider, name, device));
+      std::string address = printable(*copy);
+      offers.push_back({std::move(copy), std::move(capabilities), std::move(address)});
+    }
+    if (!offers.empty()) break;
+  }
+  return offers;
+}
+
+}  // namespace kvd::fabric::ofi

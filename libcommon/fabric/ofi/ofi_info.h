@@ -1,0 +1,35 @@
+// What libfabric offers for one of kvd's transport names.
+#pragma once
+
+#include <rdma/fabric.h>
+#include <rdma/fi_domain.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "fabric/fabric.h"
+
+namespace kvd::fabric::ofi {
+
+struct FreeInfo {
+  void operator()(fi_info* info) const { fi_freeinfo(info); }
+};
+using InfoPtr = std::unique_ptr<fi_info, FreeInfo>;
+
+// One libfabric offer and what kvd may rely on there.
+struct Offer {
+  InfoPtr info;  // exactly one entry, ready for fi_fabric and fi_domain
+  Capabilities capabilities;
+  std::string address;  // printable source address
+};
+
+// "call: reason", the reason in libfabric's words; `rc` is a negative fi_errno.
+std::string describe(const char* call, long rc);
+
+// Every usable offer of `provider`, best first. Empty: not here, or not at this address.
+std::vector<Offer> find_offers(const std::string& provider, const std::string& source_address,
+                               const std::string& device);
+
+}  // namespace kvd::fabric::ofi

@@ -1,0 +1,95 @@
+// The free functions of fabric.h that ask libfabric.
+#include <rdma/fabric.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "fabric/fabric.h"
+#include "fabric/ofi/ofi_domain.h"
+#include "fabric/ofi/ofi_info.h"
+
+namespace kvd::fabric {
+namespace {
+
+bool has_device(const std::string& directory, const std::string& prefix) {
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(directory, error)) {
+    if (entry.path().filename().string().starts_with(prefix)) return true;
+  }
+  return false;
+}
+
+std::string libfabric_version() {
+  const std::uint32_t version = fi_version();
+  return std::to_string(FI_MAJOR(version)) + "." + std::to_string(FI_MINOR(version));
+}
+
+std::string known_names() {
+  std::string out;
+  for (const std::string_view name : provider_preference()) {
+    out += (out.empty() ? "" : ", ") + std::string(name);
+  }
+  return out;
+}
+
+std::string rdma_reason(const std::string& provider) {
+  const std::string lib = "libfabric " + libfabric_version();
+  if (provider == "cxi") {
+    if (!has_device("/dev", "cxi")) {
+      return "no /dev/cxi* device: install the Slingshot driver, or choose tcp";
+    }
+    return lib + " offers no cxi here: install a libfabric built with cxi";
+  }
+  if (!has_device("/sys/class/infiniband", "")) {
+    return "no device in /sys/class/infiniband: load the NIC's driver, or choose tcp";
+  }
+  if (provider == "efa") return lib + " offers no efa here: check fi_info -p efa";
+  return lib +
+         " offers no verbs at this address: give --fabric-addr an address of the RDMA interface";
+}
+
+}  // namespace
+
+std::vector<ProviderInfo> available_providers(const std::string& source_address,
+                                              const std::string& device) {
+  std::vector<ProviderInfo> out;
+  for (const std::string_view name : provider_preference()) {
+    for (const ofi::Offer& offer : ofi::find_offers(std::string(name), source_address, device)) {
+      out.push_back({.name = std::string(name),
+                     .libfabric_name = offer.capabilities.libfabric_name,
+                     .domain = offer.info->domain_attr->name,
+                     .address = offer.address,
+                     .rdma = offer.capabilities.rdma});
+    }
+  }
+  return out;
+}
+
+Status explain_missing(const std::string& provider) {
+  const auto no = [&](const std::string& why) {
+    return Status(StatusCode::kNoProvider, "provider " + provider + ": " + why);
+  };
+  if (provider == "sockets" || provider.starts_with("udp")) {
+    return no("never used for KV (too slow, and unreliable); choose tcp");
+  }
+  if (provider.starts_with("shm")) {
+    return no("refused: before libfabric 2.6 it writes past closed keys; choose tcp");
+  }
+  const auto names = provider_preference();
+  if (std::find(names.begin(), names.end(), provider) == names.end()) {
+    return no("unknown; choose one of " + known_names());
+  }
+  if (!provider.starts_with("tcp")) return no(rdma_reason(provider));
+  return no("libfabric " + libfabric_version() +
+            " does not offer it here: give --fabric-addr an address of this host, and see that "
+            "FI_PROVIDER does not exclude it");
+}
+
+Result<std::unique_ptr<Domain>> open_domain(const DomainOptions& options) {
+  std::vector<ofi::Offer> offers =
+      ofi::find_offers(options.provider, options.source_address, options.device);
+  if (offers.empty()) return explain_missing(options.provider);
+  return ofi::OfiDomain::open(std::move(offers.front()));
+}
+
+}  // namespace kvd::fabric
