@@ -1,6 +1,8 @@
-// The OpenAI API as data: request bodies parsed and bounded, answers and stream chunks rendered. Pure; any
-// thread. What is not understood is ignored; what is wrong is a 400 with OpenAI's error object naming the
-// parameter. kvd's own fields: kvd_prefill, kvd_timeout_ms; SGLang's: bootstrap_host/port/room.
+// The OpenAI API as data: request bodies parsed and bounded, answers and stream chunks rendered.
+// Pure; any thread. What is not understood is ignored; what is wrong is a 400 with OpenAI's error
+// object naming the parameter: the Status of such a fault reads "PARAM: what to do", and
+// error_body() takes the parameter from there. kvd's own fields: kvd_prefill, kvd_timeout_ms;
+// SGLang's: bootstrap_host/port/room.
 #pragma once
 
 #include <cstdint>
@@ -63,8 +65,8 @@ struct Usage {
 
 // Milliseconds; negative: not known. DESIGN 9 `stages_ms`.
 struct Stages {
-  double queue = -1, bootstrap = -1, prefill_compute = -1, transfer_total = -1, transfer_exposed = -1,
-         commit = -1, ttft = -1, decode = -1, total = -1;
+  double queue = -1, bootstrap = -1, prefill_compute = -1, transfer_total = -1,
+         transfer_exposed = -1, commit = -1, ttft = -1, decode = -1, total = -1;
   bool commit_is_estimate = false;
 };
 
@@ -79,7 +81,7 @@ struct KvdInfo {
 
 struct LogprobEntry {
   std::string text;  // of the token (bytes, may be invalid UTF-8: rendered with U+FFFD and "bytes")
-  float logprob = 0;
+  float logprob = 0;  // not a number: null (the first token of an echoed prompt has none)
   std::vector<std::pair<std::string, float>> top;
 };
 
@@ -92,7 +94,8 @@ struct Choice {
   std::uint32_t text_offset = 0;  // completions' logprobs: of the first entry
 };
 
-// Renders answers of one request; `id` is "cmpl-..." or "chatcmpl-...", `created` seconds since 1970.
+// Renders answers of one request; `id` is "cmpl-..." or "chatcmpl-...", `created` seconds since
+// 1970.
 class Renderer {
  public:
   Renderer(bool chat, std::string id, std::int64_t created, std::string model);
@@ -109,6 +112,7 @@ class Renderer {
   bool chat_;
   std::string id_, model_;
   std::int64_t created_;
+  std::string chunk_head_;  // of every stream chunk, up to its choices
 };
 
 std::string models_body(const std::string& model, std::int64_t created);

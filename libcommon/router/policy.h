@@ -1,4 +1,5 @@
-// Which pair of workers gets a request. Pure: no I/O, clock, threads or logging; the Rng is injected.
+// Which pair of workers gets a request. Pure: no I/O, clock, threads or logging; the Rng is
+// injected.
 #pragma once
 
 #include <cstdint>
@@ -15,8 +16,8 @@
 
 namespace kvd::router {
 
-// What the router knows of a worker now. Only usable ones (alive, not draining, breaker closed, right
-// model) are offered to a policy.
+// What the router knows of a worker now. Only usable ones (alive, not draining, breaker closed,
+// right model) are offered to a policy.
 struct Candidate {
   std::string address;  // control address: the worker's name
   std::uint32_t queue = 0, running = 0, free_pages = 0, total_pages = 0;
@@ -31,8 +32,8 @@ class RoutingPolicy {
  public:
   virtual ~RoutingPolicy() = default;
   virtual std::string_view name() const = 0;
-  // Nothing when either span is empty. Candidates named in `tried` (pairs "P>D") are avoided while others
-  // are left.
+  // Nothing when either span is empty. Candidates named in `tried` (pairs "P>D") are avoided while
+  // others are left.
   virtual std::optional<Pair> pick(std::span<const Candidate> prefills,
                                    std::span<const Candidate> decodes,
                                    std::span<const std::string> tried) = 0;
