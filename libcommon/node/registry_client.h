@@ -29,7 +29,7 @@ class RegistryClient {
 
   // `messenger` and `clock` must outlive it. `registry` is HOST:PORT.
   RegistryClient(control::Messenger* messenger, std::string registry, const Clock* clock,
-                 Duration dead_after);
+                 Duration dead_after = Duration(2'000'000'000));
 
   // Dials. kInvalidArgument: not an address. The registry need not be there yet.
   Status open();

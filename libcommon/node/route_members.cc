@@ -10,8 +10,8 @@
 namespace kvd::node {
 namespace {
 
-constexpr const char* kStates[] = {"ready",   "draining",   "silent",
-                                   "unknown", "wrong-role", "tripped"};
+constexpr const char* kStates[] = {"ready",      "draining", "silent", "unknown",
+                                   "wrong-role", "suspect",  "tripped"};
 
 // KV can go from a prefill to a decode only when this is equal on both.
 std::string kv_kind(const proto::Described& info) {
@@ -62,9 +62,7 @@ void RouteMembers::set_discovered(const std::vector<proto::Member>& members) {
     Worker& worker = workers_[member.control];
     if (!worker.listed) worker.role = member.role;
   }
-  std::erase_if(workers_, [&](const auto& entry) {
-    return !entry.second.listed && !named.contains(entry.first);
-  });
+  for (auto& [address, worker] : workers_) worker.discovered = named.contains(address);
 }
 
 std::vector<std::string> RouteMembers::addresses() const {
@@ -95,6 +93,7 @@ bool RouteMembers::on_described(const std::string& address, Incarnation from,
   }
   worker.described = true;
   worker.alive = true;
+  worker.suspect = false;
   worker.incarnation = from;
   worker.last_answer = now;
   worker.info = described;
@@ -112,6 +111,10 @@ std::vector<std::string> RouteMembers::take_silent(TimePoint now) {
                                   {"silent_ms", to_ms(now - worker.last_answer)}});
     out.push_back(address);
   }
+  std::erase_if(workers_, [](const auto& entry) {
+    const Worker& worker = entry.second;
+    return !worker.listed && !worker.discovered && !worker.alive;
+  });
   return out;
 }
 
@@ -120,6 +123,7 @@ std::string RouteMembers::state(const Worker& worker, TimePoint now) const {
   if (!worker.alive || now - worker.last_answer > dead_after_) return "silent";
   if (worker.info.role != worker.role) return "wrong-role";
   if (worker.info.load.draining) return "draining";
+  if (worker.suspect) return "suspect";
   return worker.breaker.allows(now) ? "ready" : "tripped";
 }
 
@@ -158,7 +162,10 @@ Result<Assignment> RouteMembers::pick(const std::string& model, std::span<const 
   const std::lock_guard lock(mutex_);
   std::vector<Table::const_iterator> decodes = usable_workers("decode", model, now);
   if (decodes.empty()) {
-    if (!model.empty() && !usable_workers("decode", "", now).empty()) {
+    const bool served = std::any_of(workers_.begin(), workers_.end(), [&](const auto& entry) {
+      return entry.second.role == "decode" && entry.second.info.model == model;
+    });
+    if (!model.empty() && !served && !usable_workers("decode", "", now).empty()) {
       return Status(StatusCode::kNotFound, "no worker serves model '" + model + "'");
     }
     return unavailable(why_none("decode", now));
@@ -226,7 +233,9 @@ void RouteMembers::settle(const std::string& address, Outcome outcome, TimePoint
     case Outcome::kSuccess:
       worker.breaker.success();
       break;
+    case Outcome::kBroken:
     case Outcome::kFailure: {
+      if (outcome == Outcome::kBroken) worker.suspect = true;
       const std::string before = worker.breaker.state();
       worker.breaker.failure(now);
       if (before == "closed" && before != worker.breaker.state()) {
@@ -257,6 +266,15 @@ bool RouteMembers::usable(TimePoint now) const {
       return kv_kind(prefill->second.info) == kv_kind(decode->second.info);
     });
   });
+}
+
+std::vector<std::string> RouteMembers::suspects() const {
+  const std::lock_guard lock(mutex_);
+  std::vector<std::string> out;
+  for (const auto& [address, worker] : workers_) {
+    if (worker.alive && worker.suspect) out.push_back(address);
+  }
+  return out;
 }
 
 std::vector<std::string> RouteMembers::models(TimePoint now) const {

@@ -59,7 +59,8 @@ struct Assignment {
   std::string key() const { return prefill + ">" + decode; }
 };
 
-enum class Outcome { kSuccess, kFailure, kNeutral };
+// kBroken: a failure of the connection itself.
+enum class Outcome { kSuccess, kFailure, kBroken, kNeutral };
 
 class RouteMembers {
  public:
@@ -71,7 +72,7 @@ class RouteMembers {
                                                       Duration dead_after, std::uint64_t seed);
 
   // Discovery. Listed workers stay for ever; set_discovered() names all that discovery knows now,
-  // and those it no longer names are dropped.
+  // and those it no longer names are dropped once they are silent.
   void add_listed(const std::string& role, const std::string& address);
   void set_discovered(const std::vector<proto::Member>& members);
   std::vector<std::string> addresses() const;
@@ -80,7 +81,7 @@ class RouteMembers {
   // incarnation now, so what was asked of the run before is lost.
   bool on_described(const std::string& address, Incarnation from, const proto::Described& described,
                     TimePoint now);
-  // Workers that have become silent since the last call.
+  // Workers that have become silent since the last call. Forgets those that discovery forgot.
   std::vector<std::string> take_silent(TimePoint now);
 
   // A pair for a request for `model` (empty: any). `tried` holds the keys of former attempts.
@@ -92,6 +93,8 @@ class RouteMembers {
   // Whether pick() would find a pair for any model.
   bool usable(TimePoint now) const;
 
+  // Those who must be asked now whether they are there.
+  std::vector<std::string> suspects() const;
   std::vector<std::string> models(TimePoint now) const;  // of workers alive
   std::string json(TimePoint now) const;                 // /workers
   // "prefill ready" -> 2 and so on; all states of both roles, zeros included.
@@ -101,6 +104,8 @@ class RouteMembers {
   struct Worker {
     std::string role;
     bool listed = false;
+    bool discovered = false;
+    bool suspect = false;
     bool described = false;
     bool alive = false;
     Incarnation incarnation;
@@ -112,7 +117,8 @@ class RouteMembers {
   using Table = std::map<std::string, Worker>;
 
   RouteMembers(bool standalone, Duration dead_after, std::uint64_t seed);
-  // "ready", "draining", "silent", "unknown" (never answered), "wrong-role", "tripped" (breaker).
+  // "ready", "draining", "silent", "unknown" (never answered), "wrong-role", "suspect", "tripped"
+  // (its breaker is open).
   std::string state(const Worker& worker, TimePoint now) const;
   std::vector<Table::const_iterator> usable_workers(const std::string& role,
                                                     const std::string& model, TimePoint now) const;
