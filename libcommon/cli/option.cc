@@ -58,8 +58,18 @@ std::string range_text(T min, T max) {
   return "a whole number from " + std::to_string(min) + " to " + std::to_string(max);
 }
 
-template <typename T>
-Option whole_option(std::string name, std::string metavar, T* field, std::string help, T min,
+// Fields are numbers, or optional ones.
+template <typename T, typename Show>
+std::vector<std::string> shown(const T& field, Show show) {
+  return {show(field)};
+}
+template <typename T, typename Show>
+std::vector<std::string> shown(const std::optional<T>& field, Show show) {
+  return field ? std::vector<std::string>{show(*field)} : std::vector<std::string>{};
+}
+
+template <typename T, typename Field>
+Option whole_option(std::string name, std::string metavar, Field* field, std::string help, T min,
                     T max) {
   Option option = row(std::move(name), Option::Kind::kValue, std::move(metavar), std::move(help));
   option.set = [field, min, max](const std::string& value) -> Status {
@@ -70,7 +80,7 @@ Option whole_option(std::string name, std::string metavar, T* field, std::string
     *field = number;
     return {};
   };
-  option.show = [field] { return std::vector<std::string>{std::to_string(*field)}; };
+  option.show = [field] { return shown(*field, [](T number) { return std::to_string(number); }); };
   return finished(std::move(option));
 }
 
@@ -82,8 +92,8 @@ std::string real_text(T value) {
   return std::string(buffer, result.ptr);
 }
 
-template <typename T>
-Option any_real_option(std::string name, std::string metavar, T* field, std::string help, T min,
+template <typename T, typename Field>
+Option any_real_option(std::string name, std::string metavar, Field* field, std::string help, T min,
                        T max) {
   Option option = row(std::move(name), Option::Kind::kValue, std::move(metavar), std::move(help));
   option.set = [field, min, max](const std::string& value) -> Status {
@@ -94,7 +104,7 @@ Option any_real_option(std::string name, std::string metavar, T* field, std::str
     *field = number;
     return {};
   };
-  option.show = [field] { return std::vector<std::string>{real_text(*field)}; };
+  option.show = [field] { return shown(*field, real_text<T>); };
   return finished(std::move(option));
 }
 
@@ -261,27 +271,44 @@ Option duration_option(std::string name, std::vector<Duration*> fields, std::str
 
 Option count_option(std::string name, std::uint32_t* field, std::string help, std::uint32_t min,
                     std::uint32_t max) {
-  return whole_option(std::move(name), "N", field, std::move(help), min, max);
+  return whole_option<std::uint32_t>(std::move(name), "N", field, std::move(help), min, max);
 }
 
 Option count64_option(std::string name, std::uint64_t* field, std::string help, std::uint64_t min,
                       std::uint64_t max) {
-  return whole_option(std::move(name), "N", field, std::move(help), min, max);
+  return whole_option<std::uint64_t>(std::move(name), "N", field, std::move(help), min, max);
+}
+
+Option count_option(std::string name, std::optional<std::uint32_t>* field, std::string help,
+                    std::uint32_t min, std::uint32_t max) {
+  return whole_option<std::uint32_t>(std::move(name), "N", field, std::move(help), min, max);
+}
+
+Option count64_option(std::string name, std::optional<std::uint64_t>* field, std::string help) {
+  return whole_option<std::uint64_t>(std::move(name), "N", field, std::move(help), 0, kNoLimit);
+}
+
+Option real_option(std::string name, std::string metavar, std::optional<double>* field,
+                   std::string help, double min, double max) {
+  return any_real_option<double>(std::move(name), std::move(metavar), field, std::move(help), min,
+                                 max);
 }
 
 Option int_option(std::string name, std::string metavar, int* field, std::string help, int min,
                   int max) {
-  return whole_option(std::move(name), std::move(metavar), field, std::move(help), min, max);
+  return whole_option<int>(std::move(name), std::move(metavar), field, std::move(help), min, max);
 }
 
 Option real_option(std::string name, std::string metavar, double* field, std::string help,
                    double min, double max) {
-  return any_real_option(std::move(name), std::move(metavar), field, std::move(help), min, max);
+  return any_real_option<double>(std::move(name), std::move(metavar), field, std::move(help), min,
+                                 max);
 }
 
 Option real_option(std::string name, std::string metavar, float* field, std::string help, float min,
                    float max) {
-  return any_real_option(std::move(name), std::move(metavar), field, std::move(help), min, max);
+  return any_real_option<float>(std::move(name), std::move(metavar), field, std::move(help), min,
+                                max);
 }
 
 Option address_option(std::string name, std::string* field, std::string help) {

@@ -14,6 +14,7 @@
 #include <cstdint>
 #include <functional>
 #include <limits>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -73,6 +74,13 @@ Option count_option(std::string name, std::uint32_t* field, std::string help, st
                     std::uint32_t max = std::numeric_limits<std::uint32_t>::max());
 Option count64_option(std::string name, std::uint64_t* field, std::string help,
                       std::uint64_t min = 0, std::uint64_t max = kNoLimit);
+// Of a field without a value of its own: not given is told from every number.
+Option count_option(std::string name, std::optional<std::uint32_t>* field, std::string help,
+                    std::uint32_t min = 0,
+                    std::uint32_t max = std::numeric_limits<std::uint32_t>::max());
+Option count64_option(std::string name, std::optional<std::uint64_t>* field, std::string help);
+Option real_option(std::string name, std::string metavar, std::optional<double>* field,
+                   std::string help, double min, double max);
 Option int_option(std::string name, std::string metavar, int* field, std::string help, int min,
                   int max);
 Option real_option(std::string name, std::string metavar, double* field, std::string help,

@@ -399,7 +399,10 @@ Invocation Parse::run() {
     return finish();
   };
   if (Status s = select_command(); !s.ok()) return failed(s);
-  if (command_ != nullptr) table_ = command_->options;
+  if (command_ != nullptr) {
+    table_ = command_->options;
+    standard_.log_level = command_->log_level;
+  }
   add_standard(&table_, &standard_);
   sources_.resize(table_.options().size());
   if (Status s = read_arguments(); !s.ok()) return failed(s);

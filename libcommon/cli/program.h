@@ -29,7 +29,8 @@ struct Command {
   std::string summary;  // lower case, no final stop
   std::vector<Positional> positionals;
   OptionTable options;
-  std::string examples;  // lines of a shell
+  std::string examples;                  // lines of a shell
+  LogLevel log_level = LogLevel::kInfo;  // the default of --log-level
 };
 
 struct Program {

@@ -9,5 +9,8 @@ namespace kvd::cli {
 
 // Installs the handlers, once per process, before threads start. The counter lives for ever.
 const std::atomic<int>& count_signals();
+// Readable from the first counted signal on, for poll(); -1 (which poll ignores) before
+// count_signals().
+int signal_fd();
 
 }  // namespace kvd::cli

@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <sys/socket.h>
 #include <sys/un.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
@@ -12,6 +13,7 @@
 #include <cstring>
 
 #include "cli/exit_code.h"
+#include "cli/input.h"
 #include "cli/progress.h"
 #include "cli/ready.h"
 #include "cli/signals.h"
@@ -155,11 +157,23 @@ TEST_CASE("progress: the bar fills with what is done") {
   CHECK(progress_line("x", 20, 10) == "x [##############################] 20/10");
 }
 
-TEST_CASE("signals: SIGTERM is counted, and ends nothing") {
-  const std::atomic<int>& count = count_signals();
-  const int before = count.load();
-  std::raise(SIGTERM);
-  CHECK(count.load() == before + 1);
+// In a child: a counted signal ends the input of the process for good.
+TEST_CASE("signals: SIGTERM is counted, wakes a reader of stdin and ends nothing") {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    const std::atomic<int>& count = count_signals();
+    int fds[2];
+    if (::pipe(fds) != 0 || count.load() != 0) ::_exit(1);
+    std::raise(SIGTERM);
+    if (count.load() != 1) ::_exit(2);
+    InputReader reader(fds[0]);  // nobody ever writes
+    const auto text = reader.read_all();
+    ::_exit(text.ok() && text->empty() ? 0 : 3);
+  }
+  int status = -1;
+  REQUIRE(::waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status));
+  CHECK(WEXITSTATUS(status) == 0);
 }
 
 }  // namespace kvd::cli
