@@ -1,5 +1,6 @@
-// The control plane's only door: framed messages between workers, over ZeroMQ (zmq_channel.h) or inside
-// one process (sim_channel.h). A channel carries bytes; what they mean is Messenger's business.
+// The control plane's only door: framed messages between workers, over ZeroMQ (zmq_channel.h) or
+// inside one process (sim_channel.h). A channel carries bytes; what they mean is Messenger's
+// business.
 //
 // Calling thread: the event loop's. Nothing here blocks.
 #pragma once
@@ -12,8 +13,8 @@
 
 namespace kvd::control {
 
-// The other end of a conversation on this channel: somebody who dialled us, or whom we dialled. Never
-// re-used within a process. 0 is nobody.
+// The other end of a conversation on this channel: somebody who dialled us, or whom we dialled.
+// Never re-used within a process. 0 is nobody.
 using PeerRef = std::uint64_t;
 
 struct Incoming {
@@ -27,17 +28,17 @@ class Channel {
   virtual ~Channel() = default;
   // HOST:PORT where others reach us ("" when not bound).
   virtual std::string address() const = 0;
-  // Starts connecting; messages can be sent once the peer is there. The same address gives the same ref
-  // until forget().
+  // Starts connecting; messages can be sent once the peer is there. The same address gives the same
+  // ref until forget().
   virtual Result<PeerRef> dial(const std::string& address) = 0;
-  // kUnavailable: not connected (now); kResourceExhausted: the peer does not read and its queue is full.
-  // In both cases the message is dropped.
+  // kUnavailable: not connected (now); kResourceExhausted: the peer does not read and its queue is
+  // full. In both cases the message is dropped.
   virtual Status send(PeerRef peer, std::string bytes) = 0;
   virtual std::optional<Incoming> receive() = 0;
   // Closes a dialled connection and drops what is queued for it.
   virtual void forget(PeerRef peer) = 0;
-  // Appends descriptors for poll(2); readable means receive() may have something. Edge-triggered for
-  // ZeroMQ: call receive() until empty before waiting.
+  // Appends descriptors for poll(2); readable means receive() may have something. Edge-triggered
+  // for ZeroMQ: call receive() until empty before waiting.
   virtual int wait_fd() const = 0;  // -1: none
 };
 

@@ -1,7 +1,8 @@
 // CURVE keys: `kvd-route keygen` makes them, --keys FILE lists who may talk to us.
 //
-// One line each, '#' begins a comment: PUBLIC_KEY ROLE [ADDR], ROLE prefill|decode|route|probe. One line
-// has the role `self`, and the secret key in place of ADDR; a file with it must not be readable by others.
+// One line each, '#' begins a comment: PUBLIC_KEY ROLE [ADDR], ROLE prefill|decode|route|probe. One
+// line has the role `self`, and the secret key in place of ADDR; a file with it must not be
+// readable by others.
 #pragma once
 
 #include <optional>
@@ -29,7 +30,8 @@ struct KeyPair {
   std::string public_key, secret_key;
 };
 
-// Errors: kInvalidArgument with line number; also when the file with a secret is readable by others.
+// Errors: kInvalidArgument with line number; also when the file with a secret is readable by
+// others.
 Result<KeyRing> load_keys(const std::string& path);
 // kFailed when libzmq was built without CURVE.
 Result<KeyPair> generate_keys();

@@ -1,5 +1,6 @@
-// Envelopes over a Channel, with the rules that do not depend on a link: malformed, foreign and stale
-// messages are counted, logged once a second at most, answered where the sender can be told, dropped.
+// Envelopes over a Channel, with the rules that do not depend on a link: malformed, foreign and
+// stale messages are counted, logged once a second at most, answered where the sender can be told,
+// dropped.
 //
 // Calling thread: the event loop's.
 #pragma once

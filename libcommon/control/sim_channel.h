@@ -1,5 +1,6 @@
 // A network of channels inside one process, driven by a seed and a manual clock: delay, reordering
-// between peers, duplicates, loss, partitions, restarts at the same address. For tests and simulation.
+// between peers, duplicates, loss, partitions, restarts at the same address. For tests and
+// simulation.
 #pragma once
 
 #include <cstdint>
@@ -13,10 +14,10 @@ namespace kvd::control {
 
 struct SimChannelFaults {
   Duration latency{50'000};
-  Duration jitter{0};       // added uniformly; messages of one direction may overtake with `reorder`
+  Duration jitter{0};  // added uniformly; messages of one direction may overtake with `reorder`
   bool reorder = false;
-  double loss = 0;          // probability a message vanishes
-  double duplicate = 0;     // probability it comes twice
+  double loss = 0;       // probability a message vanishes
+  double duplicate = 0;  // probability it comes twice
 };
 
 class SimNetwork {
@@ -26,7 +27,8 @@ class SimNetwork {
   SimNetwork(const SimNetwork&) = delete;
   SimNetwork& operator=(const SimNetwork&) = delete;
 
-  // A channel bound at `address` ("a:1"), replacing a dead one there. `host` names it for partition().
+  // A channel bound at `address` ("a:1"), replacing a dead one there. `host` names it for
+  // partition().
   std::unique_ptr<Channel> open(const std::string& host, const std::string& address);
   void set_faults(SimChannelFaults faults);
   void partition(const std::string& a, const std::string& b);

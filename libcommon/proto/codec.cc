@@ -14,7 +14,8 @@
 #include "base/units.h"
 #include "proto/wire.h"
 
-static_assert(std::endian::native == std::endian::little, "tokens are copied as they lie in memory");
+static_assert(std::endian::native == std::endian::little,
+              "tokens are copied as they lie in memory");
 
 namespace kvd::proto {
 namespace {
@@ -27,8 +28,8 @@ struct StringSink {
   void write(const char* data, std::size_t size) { out->append(data, size); }
 };
 
-// Walks the bytes without building anything, so that what is built afterwards is bounded by what was
-// really sent: msgpack's own unpacker reserves for an array's claimed length at its header.
+// Walks the bytes without building anything, so that what is built afterwards is bounded by what
+// was really sent: msgpack's own unpacker reserves for an array's claimed length at its header.
 class BoundsVisitor : public msgpack::null_visitor {
  public:
   bool visit_nil() { return item(); }
@@ -272,14 +273,22 @@ void Reader::get(const Value& value, std::string_view name, float& out, Real bou
   double number = 0;
   switch (object.type) {
     case msgpack::type::FLOAT32:
-    case msgpack::type::FLOAT64: number = object.via.f64; break;
-    case msgpack::type::POSITIVE_INTEGER: number = static_cast<double>(object.via.u64); break;
-    case msgpack::type::NEGATIVE_INTEGER: number = static_cast<double>(object.via.i64); break;
-    default: return fail(name, "not a number");
+    case msgpack::type::FLOAT64:
+      number = object.via.f64;
+      break;
+    case msgpack::type::POSITIVE_INTEGER:
+      number = static_cast<double>(object.via.u64);
+      break;
+    case msgpack::type::NEGATIVE_INTEGER:
+      number = static_cast<double>(object.via.i64);
+      break;
+    default:
+      return fail(name, "not a number");
   }
   // Compared as it will be stored: a double just above 0 may become a float that is 0. Not a number
   // and infinity are within no bounds.
-  const bool finite = std::isfinite(number) && std::abs(number) <= std::numeric_limits<float>::max();
+  const bool finite =
+      std::isfinite(number) && std::abs(number) <= std::numeric_limits<float>::max();
   const float narrow = finite ? static_cast<float>(number) : 0.0F;
   if (!finite || narrow < bound.min || narrow > bound.max || (bound.open && narrow == bound.min)) {
     return fail(name, std::to_string(number) + " is out of range");

@@ -2,11 +2,13 @@
 //
 // A message is described once, by a function template `fields(visitor, message)` beside its
 // `validate(message)`. Three visitors walk it: Writer, Reader and Lister (for the specification's
-// test). KVD_PROTO_MESSAGE instantiates all three, so a message without one of the two functions does
-// not compile, and messages.cc does not compile while a type of KVD_MESSAGE_TYPES has no struct.
+// test). KVD_PROTO_MESSAGE instantiates all three, so a message without one of the two functions
+// does not compile, and messages.cc does not compile while a type of KVD_MESSAGE_TYPES has no
+// struct.
 //
 // Bounds are given with the field. Reader enforces them; Writer only shortens Prose, because a text
-// that quotes somebody else's error may be of any length. Errors: kInvalidArgument, naming the field.
+// that quotes somebody else's error may be of any length. Errors: kInvalidArgument, naming the
+// field.
 #pragma once
 
 #include <concepts>
@@ -62,8 +64,8 @@ struct Texts {
 struct Runs {  // a flat array of integers: first, count, first, count, ...
   std::size_t max;
 };
-struct Map {};   // a nested struct
-struct Maps {    // an array of nested structs
+struct Map {};  // a nested struct
+struct Maps {   // an array of nested structs
   std::size_t max;
 };
 
@@ -185,8 +187,8 @@ class Reader {
                 std::vector<const Value*>* out);
 
   template <std::unsigned_integral T>
-    requires(!std::same_as<T, bool>)
-  void get(const Value& value, std::string_view name, T& out, Uint bound) {
+  requires(!std::same_as<T, bool>) void get(const Value& value, std::string_view name, T& out,
+                                            Uint bound) {
     std::uint64_t number = 0;
     if (get_uint(value, name, std::numeric_limits<T>::max(), bound, &number)) {
       out = static_cast<T>(number);
@@ -339,7 +341,7 @@ std::vector<FieldInfo> list_fields() {
 
 }  // namespace kvd::proto
 
-#define KVD_PROTO_MESSAGE(Message)                                             \
-  template std::string encode(Envelope header, const Message& message);        \
-  template Result<Message> decode_body<Message>(const Envelope& envelope);     \
+#define KVD_PROTO_MESSAGE(Message)                                         \
+  template std::string encode(Envelope header, const Message& message);    \
+  template Result<Message> decode_body<Message>(const Envelope& envelope); \
   template std::vector<FieldInfo> list_fields<Message>()

@@ -40,8 +40,8 @@ std::optional<MessageType> known_type(std::uint64_t number) {
   return std::nullopt;
 }
 
-// Takes the header's eight numbers in order; the first fault is returned after the rest was read as far
-// as it makes sense, so that `out` names as much of the sender as can be known.
+// Takes the header's eight numbers in order; the first fault is returned after the rest was read as
+// far as it makes sense, so that `out` names as much of the sender as can be known.
 Status read_header(std::string_view bytes, std::size_t* offset, Envelope* out) {
   std::array<std::uint64_t, kBodyAt> header{};
   for (std::size_t i = 0; i < kBodyAt; ++i) {

@@ -1,5 +1,5 @@
-// The frame of every control message and the registry of types. Specification: kvd-protocol.7; a test
-// compares its tables with kMessageTypes.
+// The frame of every control message and the registry of types. Specification: kvd-protocol.7; a
+// test compares its tables with kMessageTypes.
 //
 //   [magic, version, type, from, to, epoch, seq, room, body]      (a MessagePack array of 9)
 //
@@ -31,31 +31,31 @@ struct Bounds {
 };
 
 // One line each: enumerator, wire number, name in kvd-protocol.7.
-#define KVD_MESSAGE_TYPES(X) \
-  X(kDescribe, 1, "Describe") \
-  X(kDescribed, 2, "Described") \
-  X(kRegister, 3, "Register") \
-  X(kRegistered, 4, "Registered") \
-  X(kRefused, 5, "Refused") \
-  X(kOpenRoom, 6, "OpenRoom") \
-  X(kRoomOpened, 7, "RoomOpened") \
-  X(kRoomRefused, 8, "RoomRefused") \
-  X(kAllocate, 9, "Allocate") \
-  X(kAbort, 10, "Abort") \
-  X(kAbortDrained, 11, "AbortDrained") \
-  X(kAbortUnproven, 12, "AbortUnproven") \
-  X(kRoomFailed, 13, "RoomFailed") \
-  X(kCommitted, 14, "Committed") \
-  X(kRoomDone, 15, "RoomDone") \
+#define KVD_MESSAGE_TYPES(X)                   \
+  X(kDescribe, 1, "Describe")                  \
+  X(kDescribed, 2, "Described")                \
+  X(kRegister, 3, "Register")                  \
+  X(kRegistered, 4, "Registered")              \
+  X(kRefused, 5, "Refused")                    \
+  X(kOpenRoom, 6, "OpenRoom")                  \
+  X(kRoomOpened, 7, "RoomOpened")              \
+  X(kRoomRefused, 8, "RoomRefused")            \
+  X(kAllocate, 9, "Allocate")                  \
+  X(kAbort, 10, "Abort")                       \
+  X(kAbortDrained, 11, "AbortDrained")         \
+  X(kAbortUnproven, 12, "AbortUnproven")       \
+  X(kRoomFailed, 13, "RoomFailed")             \
+  X(kCommitted, 14, "Committed")               \
+  X(kRoomDone, 15, "RoomDone")                 \
   X(kStaleIncarnation, 16, "StaleIncarnation") \
-  X(kError, 17, "Error") \
-  X(kHeartbeat, 18, "Heartbeat") \
-  X(kDrain, 19, "Drain") \
-  X(kLeases, 20, "Leases") \
-  X(kProbe, 21, "Probe") \
-  X(kProbeResult, 22, "ProbeResult") \
-  X(kJoin, 23, "Join") \
-  X(kLeave, 24, "Leave") \
+  X(kError, 17, "Error")                       \
+  X(kHeartbeat, 18, "Heartbeat")               \
+  X(kDrain, 19, "Drain")                       \
+  X(kLeases, 20, "Leases")                     \
+  X(kProbe, 21, "Probe")                       \
+  X(kProbeResult, 22, "ProbeResult")           \
+  X(kJoin, 23, "Join")                         \
+  X(kLeave, 24, "Leave")                       \
   X(kMembers, 25, "Members")
 
 enum class MessageType : std::uint8_t {
@@ -74,19 +74,21 @@ std::string_view to_string(MessageType type);
 struct Envelope {
   MessageType type = MessageType::kError;
   Incarnation from;
-  Incarnation to;     // 0 until the peer is known
-  Epoch epoch;        // 0 outside a link
+  Incarnation to;         // 0 until the peer is known
+  Epoch epoch;            // 0 outside a link
   std::uint64_t seq = 0;  // per link, epoch and direction, from 1; 0 outside a link
   RoomId room;
-  std::string body;   // MessagePack map, still encoded
+  std::string body;  // MessagePack map, still encoded
 };
 
-// Checks magic, version, type and bounds of the whole message. kIncompatible: another magic or version;
-// kInvalidArgument: malformed (the text says where). On an unknown type or a malformed body, *partial
-// (may be null) gets what could be read of the header, so that an Error reply can name its seq.
+// Checks magic, version, type and bounds of the whole message. kIncompatible: another magic or
+// version; kInvalidArgument: malformed (the text says where). On an unknown type or a malformed
+// body, *partial (may be null) gets what could be read of the header, so that an Error reply can
+// name its seq.
 Result<Envelope> decode_envelope(std::string_view bytes, Envelope* partial = nullptr);
 
-// Message types are the structs of the other headers here; each has `static constexpr MessageType kType`.
+// Message types are the structs of the other headers here; each has `static constexpr MessageType
+// kType`.
 template <typename Message>
 std::string encode(Envelope header, const Message& message);  // sets header.type and body
 template <typename Message>

@@ -1,4 +1,5 @@
-// Who are you, and the set-up of a link: Describe/Described, Register/Registered/Refused, Heartbeat.
+// Who are you, and the set-up of a link: Describe/Described, Register/Registered/Refused,
+// Heartbeat.
 #pragma once
 
 #include <cstdint>
@@ -12,8 +13,8 @@ namespace kvd::proto {
 
 // A worker's load as heartbeats carry it.
 struct Load {
-  std::uint32_t queue = 0;        // requests waiting for pages or compute
-  std::uint32_t running = 0;      // requests being computed
+  std::uint32_t queue = 0;    // requests waiting for pages or compute
+  std::uint32_t running = 0;  // requests being computed
   std::uint32_t free_pages = 0;
   std::uint32_t total_pages = 0;
   bool draining = false;
@@ -34,8 +35,8 @@ struct Describe {
 
 struct Described {
   static constexpr MessageType kType = MessageType::kDescribed;
-  std::string role;         // "prefill", "decode", "route", "probe"
-  std::string program;      // "kvd-decode"
+  std::string role;     // "prefill", "decode", "route", "probe"
+  std::string program;  // "kvd-decode"
   std::string version;
   std::string http;         // "http://HOST:PORT", empty if none
   std::string model;        // served model name
@@ -46,8 +47,8 @@ struct Described {
   Load load;
 };
 
-// Decode -> prefill: what prefill needs to write here. `epoch` of the body is the highest epoch that
-// decode has used with this peer.
+// Decode -> prefill: what prefill needs to write here. `epoch` of the body is the highest epoch
+// that decode has used with this peer.
 struct Register {
   static constexpr MessageType kType = MessageType::kRegister;
   std::uint64_t epoch = 0;
@@ -62,7 +63,7 @@ struct Register {
   std::uint32_t slot_bytes = 0, slot_count = 0;
   std::uint32_t test_slot = 0, test_generation = 0;  // where the verified test write goes
   std::uint64_t test_nonce = 0;
-  std::string digest;              // "sample", "full", "off"
+  std::string digest;  // "sample", "full", "off"
   std::uint32_t dead_after_ms = 0;
 };
 

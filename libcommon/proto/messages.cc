@@ -5,13 +5,14 @@
 namespace kvd::proto {
 namespace {
 
-// kDescribe -> Describe. A type without its line here, or with the struct of another, does not compile.
+// kDescribe -> Describe. A type without its line here, or with the struct of another, does not
+// compile.
 template <MessageType type>
 struct StructOf;
-#define KVD_STRUCT_OF(Message)                           \
-  template <>                                            \
-  struct StructOf<MessageType::k##Message> {             \
-    using Type = Message;                                \
+#define KVD_STRUCT_OF(Message)                             \
+  template <>                                              \
+  struct StructOf<MessageType::k##Message> {               \
+    using Type = Message;                                  \
     static_assert(Type::kType == MessageType::k##Message); \
   };
 KVD_STRUCT_OF(Describe)

@@ -1,4 +1,5 @@
-// All messages: what a generic reader (a fuzz target, the specification's test) needs beside the structs.
+// All messages: what a generic reader (a fuzz target, the specification's test) needs beside the
+// structs.
 #pragma once
 
 #include <string>

@@ -1,4 +1,5 @@
-// Operations and discovery: Error, StaleIncarnation, Drain, Leases, Probe/ProbeResult, Join/Leave/Members.
+// Operations and discovery: Error, StaleIncarnation, Drain, Leases, Probe/ProbeResult,
+// Join/Leave/Members.
 #pragma once
 
 #include <cstdint>
@@ -44,7 +45,8 @@ struct Leases {
   std::uint32_t free = 0, leased = 0, sealed = 0, quarantined = 0;
 };
 
-// `ping` and `mesh`: what the far side is asked to do, and what it saw. `params` and `result` are JSON.
+// `ping` and `mesh`: what the far side is asked to do, and what it saw. `params` and `result` are
+// JSON.
 struct Probe {
   static constexpr MessageType kType = MessageType::kProbe;
   std::uint64_t request = 0;

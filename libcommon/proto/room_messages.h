@@ -18,8 +18,8 @@ struct OpenRoom {
   std::uint64_t request = 0;  // decode's own key; RoomOpened and RoomRefused repeat it
   std::vector<TokenId> prompt;
   SamplingParams sampling;
-  std::uint32_t choice = 0;     // which of the n choices: part of the sampler's key
-  std::uint64_t timeout_ms = 0; // time left
+  std::uint32_t choice = 0;      // which of the n choices: part of the sampler's key
+  std::uint64_t timeout_ms = 0;  // time left
 };
 
 struct RoomOpened {  // the envelope's room is the room's id

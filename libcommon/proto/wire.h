@@ -10,8 +10,8 @@
 
 namespace kvd::proto {
 
-// The offset behind the object that begins at `offset`. kInvalidArgument: not MessagePack, cut short, or
-// beyond Bounds. Allocates nothing of what the bytes claim.
+// The offset behind the object that begins at `offset`. kInvalidArgument: not MessagePack, cut
+// short, or beyond Bounds. Allocates nothing of what the bytes claim.
 Result<std::size_t> skip_object(std::string_view bytes, std::size_t offset);
 // The one unsigned integer that `object` is.
 std::optional<std::uint64_t> read_uint(std::string_view object);
