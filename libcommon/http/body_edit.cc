@@ -131,6 +131,16 @@ Result<std::string> set_fields(std::string_view body, const std::vector<BodyFiel
   return dump(*json);
 }
 
+Result<std::string> merge_bodies(std::string_view base, std::string_view over) {
+  std::optional<Json> json = parse(base);
+  const std::optional<Json> fields = parse(over);
+  if (!json || !json->is_object() || !fields || !fields->is_object()) {
+    return invalid_argument("the fields of a request are not a JSON object");
+  }
+  json->update(*fields);
+  return dump(*json);
+}
+
 Result<Answer> parse_answer(std::string_view text) {
   const std::optional<Json> json = parse(text);
   if (!json || !json->is_object()) return invalid_argument("the answer is not a JSON object");

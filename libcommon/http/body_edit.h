@@ -27,6 +27,9 @@ struct BodyField {
 // and repeated names excepted. kInvalidArgument: not an object, or a field's value is not JSON.
 Result<std::string> set_fields(std::string_view body, const std::vector<BodyField>& fields);
 
+// `base` with the fields of `over` set in it, both objects. kInvalidArgument as above.
+Result<std::string> merge_bodies(std::string_view base, std::string_view over);
+
 struct AnswerChoice {
   std::uint32_t index = 0;
   std::string text;           // a whole answer's, or what one chunk adds
