@@ -1,0 +1,404 @@
+// Rooms of KvReceiver: messages, the commit record, and the actions of the room's table.
+#include <algorithm>
+
+#include "base/log.h"
+#include "transfer/receiver_impl.h"
+
+namespace kvd::transfer {
+namespace {
+
+constexpr std::size_t kMaxDone = 4096;
+
+struct Verdict {
+  StatusCode code;
+  bool retryable;
+};
+
+Verdict verdict_of_refusal(const std::string& code) {
+  if (code == "too_long" || code == "mismatch") return {StatusCode::kInvalidArgument, false};
+  if (code == "draining") return {StatusCode::kUnavailable, true};
+  return {StatusCode::kResourceExhausted, true};
+}
+
+Verdict verdict_of_failure(const std::string& code) {
+  if (code == "invalid") return {StatusCode::kInvalidArgument, false};
+  if (code == "deadline") return {StatusCode::kDeadline, false};
+  if (code == "cancelled") return {StatusCode::kCancelled, false};
+  if (code == "draining") return {StatusCode::kUnavailable, true};
+  return {StatusCode::kFailed, true};
+}
+
+}  // namespace
+
+ReceiverRoom* KvReceiver::Impl::find(RoomKey key) {
+  const auto it = rooms_.find(key);
+  return it == rooms_.end() ? nullptr : it->second.get();
+}
+
+ReceiverRoom* KvReceiver::Impl::find_on(ReceiverLink* link, RoomId room) {
+  const auto it = link->by_room.find(room);
+  return it == link->by_room.end() ? nullptr : find(it->second);
+}
+
+void KvReceiver::Impl::on_room_message(ReceiverLink* link, const control::Received& received) {
+  using enum proto::MessageType;
+  ReceiverRoom* room = find_on(link, received.envelope.room);
+  switch (received.envelope.type) {
+    case kRoomOpened:
+      return on_opened(link, received);
+    case kRoomRefused:
+      return on_room_refused(link, received);
+    case kRoomFailed:
+      return on_room_failed(link, received);
+    case kRoomDone:
+      return on_room_done(link, received);
+    case kAbortDrained:
+      if (room == nullptr) return metrics_.ignored_event();
+      return apply(room, room::Event::kDrained);
+    case kAbortUnproven:
+      if (room == nullptr) return metrics_.ignored_event();
+      return apply(room, room::Event::kUnproven);
+    case kCommitted: {
+      const auto body = proto::decode_body<proto::Committed>(received.envelope);
+      if (!body.ok()) return messenger_->refuse(received, "malformed", body.status().message());
+      return on_record(link, body->slot, body->generation);
+    }
+    default:
+      return;
+  }
+}
+
+void KvReceiver::Impl::on_opened(ReceiverLink* link, const control::Received& received) {
+  const auto body = proto::decode_body<proto::RoomOpened>(received.envelope);
+  if (!body.ok()) return messenger_->refuse(received, "malformed", body.status().message());
+  const RoomId id = received.envelope.room;
+  ReceiverRoom* room = find(body->request);
+  if (room == nullptr || room->link != link) {
+    send(link, id, proto::Abort{"nobody waits for this room"});
+    return;
+  }
+  const bool opening = !room->id;
+  const bool fits = id && (!room->request.room || room->request.room == id) &&
+                    (!opening || !link->by_room.contains(id));
+  if (!fits) return note_end(link, invalid_argument("the peer opened a room under a wrong id"));
+  if (opening) {
+    room->id = id;
+    link->by_room[id] = room->key;
+    room->bootstrap = clock_->now() - room->opened;
+    if (!room->request.room) link->round_trip = std::min(link->round_trip, room->bootstrap);
+    log_info("room opened", {{"room", id}, {"prefill", link->address}});
+  }
+  apply(room, room::Event::kOpened);
+}
+
+void KvReceiver::Impl::on_room_refused(ReceiverLink* link, const control::Received& received) {
+  const auto body = proto::decode_body<proto::RoomRefused>(received.envelope);
+  if (!body.ok()) return messenger_->refuse(received, "malformed", body.status().message());
+  ReceiverRoom* room = find(body->request);
+  if (room == nullptr || room->link != link) return metrics_.ignored_event();
+  if (room->why.ok()) {
+    const Verdict verdict = verdict_of_refusal(body->code);
+    room->why = {verdict.code, body->text.substr(0, 500)};
+    room->retryable = verdict.retryable;
+  }
+  apply(room, room::Event::kRefused);
+}
+
+void KvReceiver::Impl::on_room_failed(ReceiverLink* link, const control::Received& received) {
+  const auto body = proto::decode_body<proto::RoomFailed>(received.envelope);
+  ReceiverRoom* room = find_on(link, received.envelope.room);
+  if (room == nullptr) return metrics_.ignored_event();
+  if (!body.ok()) return note_end(link, body.status().with_context("RoomFailed"));
+  if (room->why.ok()) {
+    const Verdict verdict = verdict_of_failure(body->code);
+    room->why = {verdict.code, "prefill: " + body->text.substr(0, 500)};
+    room->retryable = verdict.retryable;
+  }
+  apply(room, body->drained ? room::Event::kFail : room::Event::kFailUnproven);
+}
+
+void KvReceiver::Impl::on_room_done(ReceiverLink* link, const control::Received& received) {
+  const auto body = proto::decode_body<proto::RoomDone>(received.envelope);
+  if (!body.ok()) return messenger_->refuse(received, "malformed", body.status().message());
+  std::uint64_t request = 0;
+  if (const auto done = done_.find(received.envelope.room); done != done_.end()) {
+    request = done->second;
+    done_.erase(done);
+  } else if (ReceiverRoom* room = find_on(link, received.envelope.room);
+             room != nullptr && room->state != room::RoomState::kFailed) {
+    request = room->request.request;  // overtook the signal of the commit
+  }
+  if (request == 0) return metrics_.ignored_event();
+  constexpr std::uint64_t kMost = std::uint64_t{1} << 62;
+  Report report;
+  report.request = request;
+  report.timings =
+      RoomTimings{Duration(static_cast<std::int64_t>(std::min(body->transfer_total_ns, kMost))),
+                  Duration(static_cast<std::int64_t>(std::min(body->transfer_exposed_ns, kMost)))};
+  reports_.push_back(std::move(report));
+}
+
+// A slot is read only here, on its event.
+void KvReceiver::Impl::on_record(ReceiverLink* link, std::uint32_t slot, std::uint32_t generation) {
+  const std::uint64_t owner = slots_.owner(slot, generation);
+  if (link->test && owner == link->owner) {
+    if (link->state == LinkState::kTesting) on_test_record(link);
+    return;
+  }
+  ReceiverRoom* room = find(owner);
+  if (room == nullptr || room->link != link || room->over) {
+    metrics_.stale_commit();
+    return;
+  }
+  const Status checked = check_record(room);
+  if (!checked.ok()) {
+    log_error("commit record refused", {{"room", room->id}, {"why", checked.message()}});
+    room->why = checked;
+    room->retryable = true;
+  }
+  apply(room, checked.ok() ? room::Event::kCommit : room::Event::kBadCommit);
+}
+
+Status KvReceiver::Impl::check_record(ReceiverRoom* room) {
+  auto record = proto::decode_record(slots_.record(room->slot->slot));
+  if (!record.ok()) return record.status();
+  const std::uint32_t pages = pool_->layout().pages_for(room->request.prompt.size());
+  const bool fits = record->room == room->id && record->epoch == room->link->epoch &&
+                    record->incarnation == room->link->peer &&
+                    record->generation == room->slot->generation &&
+                    record->tokens == room->request.prompt.size() && record->pages == pages;
+  if (!fits) return {StatusCode::kCorrupted, "the commit record does not match the allocation"};
+  const TimePoint begin = clock_->now();
+  // An aborted room may have given its pages up already; then its record proves the drain alone.
+  if (room->request.lease) {
+    const std::uint64_t digest = digest_pages(
+        options_.digest, *pool_, pool_->pages(room->request.lease).first(pages), room->id);
+    if (digest != record->digest && options_.digest != Digest::kOff) {
+      return {StatusCode::kCorrupted, "the digest of the pages is not what prefill sent"};
+    }
+  }
+  room->digest = clock_->now() - begin;
+  room->first = std::move(record->first);
+  room->queue_ns = record->queue_ns;
+  room->compute_ns = record->compute_ns;
+  room->posted_at_ns = record->posted_at_ns;
+  room->boot = record->boot_id;
+  return {};
+}
+
+void KvReceiver::Impl::apply(ReceiverRoom* room, room::Event event) {
+  const room::Transition next =
+      room::transition(room::Role::kReceiver, room->state, room->drain, event);
+  if (next.verdict == room::Verdict::kIgnored) return metrics_.ignored_event();
+  if (next.verdict == room::Verdict::kViolation) {
+    metrics_.violation();
+    if (room->link != nullptr) {
+      note_end(room->link,
+               invalid_argument("the peer broke the protocol: " + std::string(to_string(event)) +
+                                " in " + std::string(to_string(room->state))));
+    }
+    return;
+  }
+  metrics_.leave(room->state, room->drain);
+  room->state = next.state;
+  room->drain = next.drain;
+  metrics_.enter(room->state, room->drain);
+  for (room::Action action : next.actions) act(room, action, event);
+  // Without pages and slot there is nothing left to prove.
+  const bool holds = static_cast<bool>(room->request.lease) || room->slot.has_value();
+  if (is_over(room->state, room->drain) || (room->drain == room::Drain::kUnproven && !holds)) {
+    room->over = true;
+    over_.push_back(room->key);
+  }
+}
+
+void KvReceiver::Impl::act(ReceiverRoom* room, room::Action action, room::Event event) {
+  using enum room::Action;
+  switch (action) {
+    case kLeaseSlot:
+      slot_line_.push_back(room->key);
+      break;
+    case kSendAllocate:
+      send_allocate(room);
+      break;
+    case kSendAbort:
+      room->abort_sent = clock_->now();
+      next_deadline_ = std::min(next_deadline_, room->abort_sent + options_.drain_timeout);
+      send(room->link, room->id, proto::Abort{room->reason});
+      break;
+    case kQuarantine:
+      pool_->quarantine(room->request.lease, "drained from prefill, or its endpoint closed",
+                        clock_->now());
+      break;
+    case kRelease:
+      release(room, event);
+      break;
+    case kFreeSlot:
+      slots_.free(*room->slot);
+      room->slot.reset();
+      break;
+    case kReportCommitted:
+      report_committed(room);
+      break;
+    case kReportFailed:
+      report_failed(room);
+      break;
+    case kEndLink:
+      note_end(room->link,
+               room->why.ok() ? unavailable("prefill could not prove a drain") : room->why);
+      break;
+    default:
+      KVD_CHECK(false);  // an action of the sender
+  }
+}
+
+void KvReceiver::Impl::send_allocate(ReceiverRoom* room) {
+  const std::uint32_t count = pool_->layout().pages_for(room->request.prompt.size());
+  pool_->assign(room->request.lease, room->id, room->link->peer);
+  proto::Allocate allocate;
+  for (const kv::PageRun& run : kv::to_runs(pool_->pages(room->request.lease).first(count))) {
+    allocate.runs.push_back({run.first, run.count});
+  }
+  allocate.slot = room->slot->slot;
+  allocate.generation = room->slot->generation;
+  room->exposed = true;
+  log_debug("pages allocated", {{"room", room->id}, {"pages", count}, {"slot", allocate.slot}});
+  send(room->link, room->id, allocate);
+}
+
+// The only way back to the free list for pages of a room that failed.
+void KvReceiver::Impl::release(ReceiverRoom* room, room::Event event) {
+  kv::Proof proof = kv::Proof::kDrained;
+  if (!room->exposed) {
+    proof = kv::Proof::kNeverExposed;
+  } else if (event == room::Event::kFenced) {
+    KVD_CHECK(fence_proof_.has_value());
+    proof = *fence_proof_;
+  }
+  if (room->request.lease) {
+    pool_->release(room->request.lease, proof);
+    room->request.lease = {};
+    pages_freed_ = true;
+  }
+  if (room->slot) {
+    slots_.free(*room->slot);
+    room->slot.reset();
+  }
+}
+
+void KvReceiver::Impl::report_committed(ReceiverRoom* room) {
+  const std::uint32_t pages = pool_->layout().pages_for(room->request.prompt.size());
+  CommittedRoom out;
+  out.request = room->request.request;
+  out.room = room->id;
+  out.lease = room->request.lease;
+  out.first = std::move(room->first);
+  out.prompt_tokens = static_cast<std::uint32_t>(room->request.prompt.size());
+  out.provider = room->link->provider;
+  out.prefill = room->link->peer;
+  out.pages = pages;
+  out.bytes = pages * pool_->layout().page_bytes();
+  out.bootstrap = room->bootstrap;
+  out.queue = Duration(static_cast<std::int64_t>(room->queue_ns));
+  out.prefill_compute = Duration(static_cast<std::int64_t>(room->compute_ns));
+  out.digest = room->digest;
+  const Duration since{clock_->now().ns - static_cast<std::int64_t>(room->posted_at_ns)};
+  // Only on one host do the two ends read one clock.
+  const bool one_clock = room->boot != 0 && room->boot == boot_id() && since.count() >= 0;
+  out.commit_is_estimate = !one_clock;
+  out.commit = one_clock ? since : room->link->round_trip / 2;
+  metrics_.stage("bootstrap", out.bootstrap);
+  metrics_.stage("commit", out.commit);
+  metrics_.stage("digest", out.digest);
+  metrics_.bytes(out.provider, room->link->address, out.bytes);
+  log_info("room committed", {{"room", room->id},
+                              {"prefill", room->link->address},
+                              {"bytes", out.bytes},
+                              {"commit_ms", to_ms(out.commit)}});
+  done_[room->id] = out.request;
+  done_order_.push_back(room->id);
+  if (done_order_.size() > kMaxDone) {
+    done_.erase(done_order_.front());
+    done_order_.pop_front();
+  }
+  room->request.lease = {};  // the sequence's from here on
+  by_request_.erase(out.request);
+  Report report;
+  report.request = out.request;
+  report.committed = std::move(out);
+  reports_.push_back(std::move(report));
+}
+
+void KvReceiver::Impl::report_failed(ReceiverRoom* room) {
+  log_info("room failed", {{"room", room->id}, {"why", room->why.message()}});
+  by_request_.erase(room->request.request);
+  Report report;
+  report.request = room->request.request;
+  report.why = room->why.ok() ? Status(StatusCode::kFailed, "the room failed") : room->why;
+  report.retryable = room->retryable;
+  reports_.push_back(std::move(report));
+}
+
+// Slots are few and short-lived; rooms wait for one in line, holding nothing that a peer knows of.
+void KvReceiver::Impl::lease_slots() {
+  while (!slot_line_.empty()) {
+    ReceiverRoom* room = find(slot_line_.front());
+    const bool waits = room != nullptr && room->state == room::RoomState::kWaitingForInput &&
+                       room->link != nullptr && room->link->end.ok();
+    if (waits) {
+      room->slot = slots_.lease(room->key);
+      if (!room->slot) return;
+    }
+    slot_line_.pop_front();
+    if (waits) apply(room, room::Event::kAllocate);
+  }
+}
+
+void KvReceiver::Impl::forget(ReceiverRoom* room) {
+  if (room->link != nullptr) {
+    room->link->rooms.erase(room->key);
+    if (room->id) room->link->by_room.erase(room->id);
+  }
+  metrics_.leave(room->state, room->drain);
+  rooms_.erase(room->key);
+}
+
+void KvReceiver::Impl::give_up(ReceiverRoom* room, Status why, bool retryable) {
+  room->reason = why.message();
+  room->why = std::move(why);
+  room->retryable = retryable;
+  apply(room, room::Event::kGiveUp);
+}
+
+void KvReceiver::Impl::check_deadlines(TimePoint now) {
+  if (now < next_deadline_) return;
+  next_deadline_ = kNever;
+  std::vector<RoomKey> late;
+  for (const auto& [key, room] : rooms_) {
+    if (room->over) continue;
+    const bool drains = room->drain == room::Drain::kPending && room->abort_sent != kNever;
+    if (room->state == room::RoomState::kFailed && !drains) continue;
+    const TimePoint due =
+        drains ? room->abort_sent + options_.drain_timeout : room->request.deadline;
+    if (due <= now) {
+      late.push_back(key);
+    } else {
+      next_deadline_ = std::min(next_deadline_, due);
+    }
+  }
+  std::sort(late.begin(), late.end());  // the same order in every run of a simulation
+  for (RoomKey key : late) {
+    ReceiverRoom* room = find(key);
+    if (room->drain == room::Drain::kPending) {
+      // Time proves nothing: it only decides that the peer is fenced.
+      if (room->link != nullptr) {
+        note_end(room->link, unavailable("prefill did not answer an abort in time"));
+      }
+    } else {
+      give_up(room, {StatusCode::kDeadline, "the request's deadline passed before its KV came"},
+              false);
+    }
+  }
+}
+
+}  // namespace kvd::transfer
