@@ -1,11 +1,11 @@
-// The engine as the event loop and the HTTP threads see it: a model on a thread of its own, reached only
-// through bounded queues.
+// The engine as the event loop and the HTTP threads see it: a model on a thread of its own, reached
+// only through bounded queues.
 //
-// Engine::submit/cancel may be called from any thread. Events come out on the engine's thread through
-// EngineSink and must not block for long (they push into a queue).
+// Engine::submit/cancel may be called from any thread. Events come out on the engine's thread
+// through EngineSink and must not block for long (they push into a queue).
 //
-// Pages: the engine reads and writes the pages of a request from submit() until its kFinished event (the
-// last event of a request, always sent, also after cancel()); never before or after.
+// Pages: the engine reads and writes the pages of a request from submit() until its kFinished event
+// (the last event of a request, always sent, also after cancel()); never before or after.
 #pragma once
 
 #include <cstdint>
@@ -32,16 +32,23 @@ struct EngineOptions {
   std::string model_path;     // kCpu
   std::string chat_template;  // empty: by the file's own template; else a built-in name ("chatml")
   std::string shape = "smollm2-135m";  // kMock
-  double mock_us_per_token = 0;        // kMock: compute time of prefill and of a decode step, per token
-  std::uint32_t context = 0;           // 0: the model's own
+  double mock_us_per_token = 0;  // kMock: compute time of prefill and of a decode step, per token
+  std::uint32_t context = 0;     // 0: the model's own
   std::uint32_t page_size = 32;
   std::uint32_t max_running = 64;
-  std::uint32_t chunk = 512;           // prefill tokens a step at most
-  std::uint32_t threads = 0;           // 0: all cores of the process's affinity
-  std::vector<int> pin_cpus;           // empty: no pinning
-  bool deterministic = false;          // one kernel whatever the batch and the thread count
-  std::string cpu;                     // "", "scalar", "avx2", "avx512", "amx"
-  std::string trace_logits;            // file that gets one line a decode step; empty: none
+  std::uint32_t chunk = 512;   // prefill tokens a step at most
+  std::uint32_t threads = 0;   // 0: all cores of the process's affinity
+  std::vector<int> pin_cpus;   // empty: no pinning
+  bool deterministic = false;  // one kernel whatever the batch and the thread count
+  std::string cpu;             // "", "scalar", "avx2", "avx512", "amx"
+  // File that gets one line a decode step and sequence; empty: none. A line is
+  //   POSITION TOKEN HASH ID:LOGIT ID:LOGIT
+  // of the drawn token: its position in the sequence (prompt and output, from 0), its id, xxh3-64
+  // (16 hex digits) of the raw float logits it was drawn from, and the two largest of them (9
+  // digits). Nothing in it names the request or the host, and the token drawn by prefill has no
+  // line: for one request at a time the files of a decode worker and of `--prefill local` are equal
+  // byte for byte.
+  std::string trace_logits;
 };
 
 enum class SequenceMode {
@@ -56,8 +63,8 @@ struct SequenceRequest {
   std::vector<TokenId> prompt;
   SamplingParams sampling;
   std::uint32_t choice = 0;
-  std::vector<PageIndex> pages;  // kPrefill: the prompt's; else prompt + max_tokens
-  SampledToken first;            // kDecode
+  std::vector<PageIndex> pages;        // kPrefill: the prompt's; else prompt + max_tokens
+  SampledToken first;                  // kDecode
   std::vector<kv::LayerGroup> groups;  // kPrefill: report kLayersReady once a group and chunk
 };
 
@@ -73,8 +80,9 @@ struct PrefillDone {
   SampledToken first;
   Duration queued{0}, compute{0};
 };
-// One generated token (the first one too, except in kPrefill). `text` is what became printable: whole UTF-8 characters, nothing
-// that may still turn out to be part of a stop string; may be empty.
+// One generated token (the first one too, except in kPrefill). `text` is what became printable:
+// whole UTF-8 characters, nothing that may still turn out to be part of a stop string; may be
+// empty.
 struct TokenOut {
   std::uint64_t id = 0;
   SampledToken token;
@@ -86,7 +94,7 @@ struct Finished {
   FinishReason reason = FinishReason::kStop;
   std::string text;  // what was held back and is now known to be output
   std::uint32_t completion_tokens = 0;
-  Status status;     // of kError
+  Status status;  // of kError
 };
 using EngineEvent = std::variant<LayersReady, PrefillDone, TokenOut, Finished>;
 
@@ -104,7 +112,7 @@ struct ModelInfo {
   std::uint32_t vocab = 0;
   std::uint32_t context = 0;  // longest prompt + output
   std::uint64_t weight_bytes = 0;
-  std::string kernels;      // "scalar", "avx2", "mock"
+  std::string kernels;  // "scalar", "avx2", "mock"
   TokenId eos = -1, bos = -1;
 };
 
@@ -114,8 +122,8 @@ class Engine {
   virtual const ModelInfo& info() const = 0;
   virtual const Tokenizer& tokenizer() const = 0;
   virtual const ChatTemplate& chat_template() const = 0;
-  // Gives the KV memory that `pages` refer to (page i at base + i * page_bytes) and starts the thread.
-  // Call once.
+  // Gives the KV memory that `pages` refer to (page i at base + i * page_bytes) and starts the
+  // thread. Call once.
   virtual void start(std::byte* pool_base, std::uint32_t page_count, EngineSink* sink) = 0;
   // False when the queue is full (bounded by 4 * max_running + 64).
   virtual bool submit(SequenceRequest request) = 0;

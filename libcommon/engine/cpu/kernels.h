@@ -1,0 +1,110 @@
+// The inner loops of the forward pass, once for each instruction set. Everything else is in
+// llama_model.cc, which reads the same for all.
+//
+// Invariant of every implementation: what comes out for one row (one token; one query head) depends
+// on that row's inputs alone, never on how many rows are computed together, in which chunk, or on
+// which thread. So batched and alone, chunked and whole, one thread and many give the same bits,
+// and `deterministic` needs nothing more.
+//
+// Attention works on blocks of 64 tokens at absolute positions: a block gives a partial result
+// (maximum, sum, weighted values), and partials are merged in order of position, in prefill as in
+// decode.
+//
+// Plain functions and plain data only: files compiled for newer processors include this.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "engine/cpu/panels.h"
+
+namespace kvd::engine::cpu {
+
+// Rows of activations in the forms that linear() reads. `quantized` rows are what quantize() makes;
+// unused forms are null.
+struct Activations {
+  const float* floats = nullptr;
+  std::size_t float_stride = 0;  // floats
+  const std::byte* quantized = nullptr;
+  std::size_t quantized_stride = 0;  // bytes
+};
+
+// A row of quantized activations: columns int8 values, then for each block of 32 its scale, then
+// for each block scale * sum of values (both f32).
+static inline std::size_t quantized_row_bytes(std::size_t columns) {
+  return (columns + columns / kBlock * 8 + 63) / 64 * 64;
+}
+
+// K and V of one layer and KV head of one sequence, where they lie in its pages.
+struct KvView {
+  const std::byte* pool = nullptr;
+  const std::uint32_t* pages = nullptr;
+  std::size_t page_bytes = 0;
+  std::size_t key_offset = 0;    // within a page, of its first token
+  std::size_t value_offset = 0;  // the same
+  std::uint32_t page_size = 0;   // tokens, a multiple of 32
+  std::uint32_t head_dim = 0;
+};
+
+constexpr std::uint32_t kKvBlock = 64;
+
+// Query rows of one sequence that share a KV head: row r is query head r % group of the token at
+// position + r / group.
+struct Queries {
+  const float* data = nullptr;  // of row 0; heads of a token are head_dim apart
+  std::size_t stride = 0;       // floats between tokens
+  std::uint32_t group = 0;
+  std::uint32_t position = 0;
+  std::uint32_t rows = 0;
+};
+
+// A partial result of a row: head_dim weighted values, the maximum score, the sum of weights,
+// padding.
+static inline std::size_t partial_stride(std::size_t head_dim) { return head_dim + 8; }
+
+struct Kernels {
+  const char* name;
+  // True when linear() reads Activations::quantized for block-quantized matrices.
+  bool quantized_activations;
+
+  // Blocks [begin, end) of one row.
+  void (*quantize)(const float* row, std::uint32_t columns, std::uint32_t begin, std::uint32_t end,
+                   std::byte* out);
+  // out[row][16 p ..] = (or += when `add`) weights of panels p in [begin, end) times each row.
+  // `scratch`: linear_scratch_bytes(columns), 64-byte aligned.
+  void (*linear)(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const Activations& x,
+                 std::uint32_t rows, float* out, std::size_t out_stride, bool add,
+                 std::byte* scratch);
+  void (*rms_norm)(const float* x, const float* weight, float epsilon, std::uint32_t count,
+                   float* out);
+  // gate = silu(gate) * up
+  void (*swiglu)(float* gate, const float* up, std::uint32_t count);
+
+  // Brings a rotated query head into the order that attend_block reads, times `scale`.
+  void (*prepare_query)(float* head, std::uint32_t head_dim, float scale);
+  // Partial results of rows [first_row, rows) against tokens [64 block, 64 block + 64), up to each
+  // row's own position, which must not be before the block. `scratch`:
+  // attend_scratch_bytes(head_dim).
+  void (*attend_block)(const KvView& kv, std::uint32_t block, const Queries& queries,
+                       std::uint32_t first_row, float* partials, std::byte* scratch);
+  // state = state merged with the partial of the next block.
+  void (*merge)(float* state, const float* partial, std::uint32_t head_dim);
+  // The row's attention output, in plain order.
+  void (*finish)(const float* state, std::uint32_t head_dim, float* out);
+};
+
+static inline std::size_t linear_scratch_bytes(std::size_t columns) {
+  return columns * kPanelRows * sizeof(float);
+}
+static inline std::size_t attend_scratch_bytes(std::size_t head_dim) {
+  return 2 * kKvBlock * head_dim * sizeof(float);
+}
+
+extern const Kernels kScalarKernels;
+#if defined(__x86_64__)
+// For head dims that are multiples of 16; only to be called where the processor has AVX2, FMA and
+// F16C.
+extern const Kernels kAvx2Kernels;
+#endif
+
+}  // namespace kvd::engine::cpu

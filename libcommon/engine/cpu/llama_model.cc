@@ -1,0 +1,422 @@
+#include "engine/cpu/llama_model.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <new>
+#include <utility>
+
+#include "engine/cpu/dispatch.h"
+#include "engine/cpu/float16.h"
+#include "engine/cpu/kernels.h"
+#include "engine/cpu/llama_weights.h"
+#include "engine/cpu/step_plan.h"
+#include "engine/cpu/thread_pool.h"
+
+namespace kvd::engine::cpu {
+namespace {
+
+// Grow-only memory of one kind of value, 64-byte aligned; contents are lost when it grows.
+template <typename T>
+class Buffer {
+ public:
+  T* reserve(std::size_t count) {
+    if (count > capacity_) {
+      memory_.reset(static_cast<T*>(::operator new(count * sizeof(T), kAlign)));
+      capacity_ = count;
+    }
+    return memory_.get();
+  }
+  T* get() const { return memory_.get(); }
+
+ private:
+  static constexpr std::align_val_t kAlign{64};
+  struct Free {
+    void operator()(T* p) const { ::operator delete(p, kAlign); }
+  };
+  std::unique_ptr<T, Free> memory_;
+  std::size_t capacity_ = 0;
+};
+
+// Rows of float activations and, where kernels want them, the same quantized.
+struct Rows {
+  Buffer<float> floats;
+  Buffer<std::byte> quantized;
+  std::uint32_t columns = 0;
+
+  void reserve(std::uint32_t width, std::size_t rows, bool quantize) {
+    columns = width;
+    floats.reserve(rows * width);
+    if (quantize) quantized.reserve(rows * quantized_row_bytes(width));
+  }
+  float* row(std::size_t i) const { return floats.get() + i * columns; }
+  std::byte* quantized_row(std::size_t i) const {
+    return quantized.get() + i * quantized_row_bytes(columns);
+  }
+  Activations activations() const {
+    return {floats.get(), columns, quantized.get(), quantized_row_bytes(columns)};
+  }
+};
+
+// One matrix product of a phase.
+struct Product {
+  const Matrix* matrix;
+  float* out;
+};
+
+// Vector attention takes heads 16 numbers at a time; other head dims use the scalar one.
+Kernels for_head_dim(Kernels kernels, std::uint32_t head_dim) {
+  if (head_dim % 16 != 0) {
+    kernels.prepare_query = kScalarKernels.prepare_query;
+    kernels.attend_block = kScalarKernels.attend_block;
+    kernels.merge = kScalarKernels.merge;
+    kernels.finish = kScalarKernels.finish;
+  }
+  return kernels;
+}
+
+class LlamaModel final : public CpuModel {
+ public:
+  LlamaModel(const LlamaConfig& config, LlamaWeights weights, kv::KvLayout layout, Kernels kernels,
+             std::unique_ptr<ThreadPool> pool);
+
+  const kv::KvLayout& layout() const override { return layout_; }
+  std::uint32_t vocab() const override { return config_.vocab; }
+  std::uint32_t context() const override { return config_.context; }
+  std::uint64_t weight_bytes() const override { return weights_.bytes; }
+  std::string kernels() const override { return kernels_.name; }
+  void adopt_thread() override { pool_->pin_caller(); }
+  void attach_pool(std::byte* base, std::uint32_t) override { pool_base_ = base; }
+  std::vector<StepError> forward(std::span<const Segment> segments,
+                                 const std::function<void(std::uint32_t)>& on_layer,
+                                 std::span<const float>* logits) override;
+
+ private:
+  void reserve();
+  void run(std::uint32_t thread, const std::function<void(std::uint32_t)>& on_layer);
+  // Phases. Each is called by all threads alike; `phase` counts them within a thread.
+  struct Worker {
+    std::uint32_t thread;
+    std::uint32_t phase;
+    std::byte* scratch;
+  };
+  template <typename Work>
+  void share(Worker& worker, std::size_t items, std::size_t grain, const Work& work);
+  void embed(Worker& worker);
+  void normalize(Worker& worker, const std::vector<float>& weight);
+  void multiply(Worker& worker, const Rows& in, std::span<const Product> products, std::size_t rows,
+                bool add);
+  void rotate_and_store(Worker& worker, std::uint32_t layer);
+  void rotate(float* head, std::size_t row) const;
+  void attend(Worker& worker, std::uint32_t layer);
+  void attend_task(const AttentionTask& task, std::uint32_t layer, std::byte* scratch);
+  void merge_row(const MergeTask& task);
+  void quantize(Worker& worker, const Rows& rows, std::size_t count);
+  void activate(Worker& worker);
+  void project_head(Worker& worker);
+
+  LlamaConfig config_;
+  LlamaWeights weights_;
+  kv::KvLayout layout_;
+  Kernels kernels_;
+  std::unique_ptr<ThreadPool> pool_;
+  std::byte* pool_base_ = nullptr;
+
+  // Of the step.
+  StepPlan plan_;
+  Buffer<float> residual_, angles_, query_, key_, value_, partials_, logits_, up_;
+  Rows normed_, attended_, gate_, last_;
+  std::vector<std::atomic<std::uint32_t>> counters_;  // by phase
+  std::vector<Buffer<std::byte>> scratch_;            // by thread
+};
+
+LlamaModel::LlamaModel(const LlamaConfig& config, LlamaWeights weights, kv::KvLayout layout,
+                       Kernels kernels, std::unique_ptr<ThreadPool> pool)
+    : config_(config),
+      weights_(std::move(weights)),
+      layout_(std::move(layout)),
+      kernels_(kernels),
+      pool_(std::move(pool)),
+      counters_(config.layers * std::size_t{16} + 16),
+      scratch_(pool_->size()) {
+  const std::uint32_t widest =
+      std::max({config_.hidden, config_.ffn, config_.heads * config_.head_dim});
+  const std::size_t rows = std::size_t{kTaskRows} + config_.group();
+  const std::size_t attention = attend_scratch_bytes(config_.head_dim) +
+                                2 * rows * partial_stride(config_.head_dim) * sizeof(float);
+  for (Buffer<std::byte>& scratch : scratch_) {
+    scratch.reserve(std::max(linear_scratch_bytes(widest), attention));
+  }
+}
+
+std::vector<Model::StepError> LlamaModel::forward(
+    std::span<const Segment> segments, const std::function<void(std::uint32_t)>& on_layer,
+    std::span<const float>* logits) {
+  plan_.build(segments, layout_.page_size, config_.kv_heads, config_.group(), pool_->size());
+  reserve();
+  for (std::atomic<std::uint32_t>& counter : counters_) counter.store(0, std::memory_order_relaxed);
+  if (plan_.rows() != 0) pool_->run([&](std::uint32_t thread) { run(thread, on_layer); });
+  *logits = {logits_.get(), plan_.wanted().size() * config_.vocab};
+  return {};
+}
+
+void LlamaModel::reserve() {
+  const std::size_t rows = plan_.rows();
+  const bool quantize = kernels_.quantized_activations;
+  const std::size_t kv_width = std::size_t{config_.kv_heads} * config_.head_dim;
+  const std::uint32_t q_width = config_.heads * config_.head_dim;
+  residual_.reserve(rows * config_.hidden);
+  angles_.reserve(rows * config_.rope_dim);
+  query_.reserve(rows * q_width);
+  key_.reserve(rows * kv_width);
+  value_.reserve(rows * kv_width);
+  partials_.reserve(plan_.partial_rows() * partial_stride(config_.head_dim));
+  up_.reserve(rows * config_.ffn);
+  normed_.reserve(config_.hidden, rows, quantize);
+  attended_.reserve(q_width, rows, quantize);
+  gate_.reserve(config_.ffn, rows, quantize);
+  last_.reserve(config_.hidden, plan_.wanted().size(), quantize);
+  logits_.reserve(plan_.wanted().size() * config_.vocab);
+}
+
+// The whole pass, as every thread runs it.
+void LlamaModel::run(std::uint32_t thread, const std::function<void(std::uint32_t)>& on_layer) {
+  Worker worker{thread, 0, scratch_[thread].get()};
+  const std::size_t rows = plan_.rows();
+  embed(worker);
+  for (std::uint32_t l = 0; l < config_.layers; ++l) {
+    const LlamaLayer& layer = weights_.layers[l];
+    normalize(worker, layer.attn_norm);
+    multiply(worker, normed_,
+             std::array<Product, 3>{
+                 {{&layer.q, query_.get()}, {&layer.k, key_.get()}, {&layer.v, value_.get()}}},
+             rows, false);
+    rotate_and_store(worker, l);
+    if (thread == 0 && on_layer) on_layer(l);
+    attend(worker, l);
+    multiply(worker, attended_, std::array<Product, 1>{{{&layer.attn_output, residual_.get()}}},
+             rows, true);
+    normalize(worker, layer.ffn_norm);
+    multiply(worker, normed_,
+             std::array<Product, 2>{{{&layer.gate, gate_.row(0)}, {&layer.up, up_.get()}}}, rows,
+             false);
+    activate(worker);
+    multiply(worker, gate_, std::array<Product, 1>{{{&layer.down, residual_.get()}}}, rows, true);
+  }
+  project_head(worker);
+}
+
+// Gives items [0, items) to whichever thread is free, `grain` at a time, and waits for all.
+template <typename Work>
+void LlamaModel::share(Worker& worker, std::size_t items, std::size_t grain, const Work& work) {
+  std::atomic<std::uint32_t>& next = counters_[worker.phase++];
+  const auto step = static_cast<std::uint32_t>(grain);
+  for (std::size_t i; (i = next.fetch_add(step, std::memory_order_relaxed)) < items;) {
+    work(i, std::min(i + grain, items));
+  }
+  pool_->barrier();
+}
+
+void LlamaModel::embed(Worker& worker) {
+  const std::uint32_t pairs = config_.rope_dim / 2;
+  share(worker, plan_.rows(), 1, [&](std::size_t row, std::size_t) {
+    const StepRow& at = plan_.row(row);
+    dequantize_row(weights_.embedding, static_cast<std::uint32_t>(at.token),
+                   residual_.get() + row * config_.hidden);
+    // From angles in double precision: float angles cost 2e-3 in logits at 4,000 tokens.
+    float* out = angles_.get() + row * config_.rope_dim;
+    const double position = at.position / config_.rope_scale;
+    for (std::uint32_t i = 0; i < pairs; ++i) {
+      const double frequency = std::pow(config_.rope_base, -2.0 * i / config_.rope_dim);
+      const double angle = position * frequency / weights_.rope_factors[i];
+      out[2 * i] = static_cast<float>(std::cos(angle));
+      out[2 * i + 1] = static_cast<float>(std::sin(angle));
+    }
+  });
+}
+
+void LlamaModel::normalize(Worker& worker, const std::vector<float>& weight) {
+  share(worker, plan_.rows(), 1, [&](std::size_t row, std::size_t) {
+    float* out = normed_.row(row);
+    kernels_.rms_norm(residual_.get() + row * config_.hidden, weight.data(), config_.norm_epsilon,
+                      config_.hidden, out);
+    if (kernels_.quantized_activations) {
+      kernels_.quantize(out, config_.hidden, 0, config_.hidden / kBlock,
+                        normed_.quantized_row(row));
+    }
+  });
+}
+
+void LlamaModel::multiply(Worker& worker, const Rows& in, std::span<const Product> products,
+                          std::size_t rows, bool add) {
+  std::size_t panels = 0;
+  for (const Product& product : products) panels += product.matrix->panels;
+  const std::size_t grain = std::max<std::size_t>(1, panels / (std::size_t{pool_->size()} * 6));
+  share(worker, panels, grain, [&](std::size_t begin, std::size_t end) {
+    std::size_t base = 0;
+    for (const Product& product : products) {
+      const Matrix& matrix = *product.matrix;
+      const std::size_t from = std::max(begin, base), to = std::min(end, base + matrix.panels);
+      if (from < to) {
+        kernels_.linear(matrix, static_cast<std::uint32_t>(from - base),
+                        static_cast<std::uint32_t>(to - base), in.activations(),
+                        static_cast<std::uint32_t>(rows), product.out, matrix.rows, add,
+                        worker.scratch);
+      }
+      base += matrix.panels;
+    }
+  });
+}
+
+void LlamaModel::rotate(float* head, std::size_t row) const {
+  const float* angles = angles_.get() + row * config_.rope_dim;
+  for (std::uint32_t i = 0; i < config_.rope_dim; i += 2) {
+    const float x = head[i], y = head[i + 1], c = angles[i], s = angles[i + 1];
+    head[i] = x * c - y * s;
+    head[i + 1] = x * s + y * c;
+  }
+}
+
+void LlamaModel::rotate_and_store(Worker& worker, std::uint32_t layer) {
+  const std::uint32_t dim = config_.head_dim;
+  const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
+  share(worker, plan_.rows(), 1, [&](std::size_t row, std::size_t) {
+    float* query = query_.get() + row * config_.heads * dim;
+    for (std::uint32_t h = 0; h < config_.heads; ++h) {
+      rotate(query + h * dim, row);
+      kernels_.prepare_query(query + h * dim, dim, scale);
+    }
+    const StepRow& at = plan_.row(row);
+    std::byte* page = pool_base_ + at.page * layout_.page_bytes();
+    const std::uint32_t token = at.position % layout_.page_size;
+    for (std::uint32_t h = 0; h < config_.kv_heads; ++h) {
+      const std::size_t from = (row * config_.kv_heads + h) * dim;
+      rotate(key_.get() + from, row);
+      auto* k = reinterpret_cast<std::uint16_t*>(page + layout_.offset(layer, false, h, token));
+      auto* v = reinterpret_cast<std::uint16_t*>(page + layout_.offset(layer, true, h, token));
+      for (std::uint32_t i = 0; i < dim; ++i) k[i] = float_to_bf16(key_.get()[from + i]);
+      for (std::uint32_t i = 0; i < dim; ++i) v[i] = float_to_bf16(value_.get()[from + i]);
+    }
+  });
+}
+
+void LlamaModel::attend(Worker& worker, std::uint32_t layer) {
+  const std::span<const AttentionTask> tasks = plan_.tasks();
+  share(worker, tasks.size(), 1,
+        [&](std::size_t i, std::size_t) { attend_task(tasks[i], layer, worker.scratch); });
+  const std::span<const MergeTask> merges = plan_.merges();
+  if (!merges.empty()) {
+    share(worker, merges.size(), 1, [&](std::size_t i, std::size_t) { merge_row(merges[i]); });
+  }
+  quantize(worker, attended_, plan_.rows());
+}
+
+// One run of blocks for the query rows of a task: merged as it goes, or left as partials for
+// merge_row() where the blocks of a row are spread over threads.
+void LlamaModel::attend_task(const AttentionTask& task, std::uint32_t layer, std::byte* scratch) {
+  const std::uint32_t dim = config_.head_dim, group = config_.group();
+  const std::size_t stride = partial_stride(dim);
+  const KvView kv{pool_base_,
+                  task.pages,
+                  layout_.page_bytes(),
+                  layout_.offset(layer, false, task.kv_head, 0),
+                  layout_.offset(layer, true, task.kv_head, 0),
+                  layout_.page_size,
+                  dim};
+  const std::size_t q_width = std::size_t{config_.heads} * dim;
+  const std::size_t head = std::size_t{task.kv_head} * group * dim;
+  const Queries queries{query_.get() + task.row * q_width + head, q_width, group, task.position,
+                        task.tokens * group};
+  if (task.split) {
+    float* to = partials_.get() + task.partial * stride;
+    for (std::uint32_t b = task.block_begin; b < task.block_end; ++b, to += group * stride) {
+      kernels_.attend_block(kv, b, queries, 0, to, scratch);
+    }
+    return;
+  }
+  float* states = reinterpret_cast<float*>(scratch + attend_scratch_bytes(dim));
+  float* partials = states + queries.rows * stride;
+  for (std::uint32_t b = task.block_begin; b < task.block_end; ++b) {
+    const std::uint32_t first_token = std::max(b * kKvBlock, task.position) - task.position;
+    const std::uint32_t first_row = first_token * group;
+    kernels_.attend_block(kv, b, queries, first_row, b == 0 ? states : partials, scratch);
+    for (std::uint32_t r = first_row; b != 0 && r < queries.rows; ++r) {
+      kernels_.merge(states + r * stride, partials + r * stride, dim);
+    }
+  }
+  for (std::uint32_t r = 0; r < queries.rows; ++r) {
+    kernels_.finish(states + r * stride, dim,
+                    attended_.row(task.row + r / group) + head + r % group * dim);
+  }
+}
+
+void LlamaModel::merge_row(const MergeTask& task) {
+  const std::uint32_t dim = config_.head_dim, group = config_.group();
+  const std::size_t stride = partial_stride(dim);
+  for (std::uint32_t g = 0; g < group; ++g) {
+    float* state = partials_.get() + (task.partial + g) * stride;
+    for (std::uint32_t b = 1; b < task.blocks; ++b) {
+      kernels_.merge(state, state + b * group * stride, dim);
+    }
+    kernels_.finish(state, dim, attended_.row(task.row) + (task.kv_head * group + g) * dim);
+  }
+}
+
+void LlamaModel::quantize(Worker& worker, const Rows& rows, std::size_t count) {
+  if (!kernels_.quantized_activations) return;
+  share(worker, count, 1, [&](std::size_t row, std::size_t) {
+    kernels_.quantize(rows.row(row), rows.columns, 0, rows.columns / kBlock,
+                      rows.quantized_row(row));
+  });
+}
+
+void LlamaModel::activate(Worker& worker) {
+  share(worker, plan_.rows(), 1, [&](std::size_t row, std::size_t) {
+    kernels_.swiglu(gate_.row(row), up_.get() + row * config_.ffn, config_.ffn);
+    if (kernels_.quantized_activations) {
+      kernels_.quantize(gate_.row(row), config_.ffn, 0, config_.ffn / kBlock,
+                        gate_.quantized_row(row));
+    }
+  });
+}
+
+// Logits of the rows that want them.
+void LlamaModel::project_head(Worker& worker) {
+  const std::span<const std::uint32_t> wanted = plan_.wanted();
+  if (wanted.empty()) return;
+  share(worker, wanted.size(), 1, [&](std::size_t i, std::size_t) {
+    kernels_.rms_norm(residual_.get() + wanted[i] * std::size_t{config_.hidden},
+                      weights_.output_norm.data(), config_.norm_epsilon, config_.hidden,
+                      last_.row(i));
+    if (kernels_.quantized_activations) {
+      kernels_.quantize(last_.row(i), config_.hidden, 0, config_.hidden / kBlock,
+                        last_.quantized_row(i));
+    }
+  });
+  multiply(worker, last_, std::array<Product, 1>{{{&weights_.output, logits_.get()}}},
+           wanted.size(), false);
+}
+
+}  // namespace
+
+Result<std::unique_ptr<CpuModel>> make_llama_model(const Gguf& file, const CpuOptions& options) {
+  Result<const Kernels*> kernels = select_kernels(options.kernels);
+  if (!kernels.ok()) return kernels.status();
+  Result<LlamaConfig> config = read_llama_config(file);
+  if (!config.ok()) return config.status();
+  kv::KvLayout layout;
+  layout.layers = config->layers;
+  layout.kv_heads = config->kv_heads;
+  layout.head_dim = config->head_dim;
+  layout.page_size = options.page_size;
+  KVD_RETURN_IF_ERROR(layout.validate());
+  auto pool = std::make_unique<ThreadPool>(options.threads, options.pin_cpus);
+  Result<LlamaWeights> weights = LlamaWeights::load(file, *config, *pool);
+  if (!weights.ok()) return weights.status();
+  return std::unique_ptr<CpuModel>(
+      std::make_unique<LlamaModel>(*config, std::move(*weights), std::move(layout),
+                                   for_head_dim(**kernels, config->head_dim), std::move(pool)));
+}
+
+}  // namespace kvd::engine::cpu

@@ -1,0 +1,49 @@
+// Weights as the kernels read them: a matrix in panels of 16 rows, still quantized, packed once at
+// load. One layout for every instruction set.
+//
+// A panel of a block-quantized matrix is a run of 32-column blocks:
+//   kQ4 (Q4_0, Q4_1), 320 bytes: 4 units of 16 rows x 4 bytes; unit i holds columns 8i..8i+3 of
+//   each row
+//     in the low nibbles and 8i+4..8i+7 in the high ones; then 16 f16 d, 16 f16 m; w = d * q + m.
+//     Q4_0's w = d * (q - 8) is stored with m = -8 d, which f16 holds exactly.
+//   kQ8 (Q8_0), 544 bytes: 8 units of 16 rows x 4 bytes, signed; then 16 f16 d; w = d * q.
+// A panel of a float matrix:
+//   kF32, kF16: [column][16 rows]
+//   kBF16: [column / 2][16 rows][2], the operand order of bf16 dot products
+// Rows beyond the matrix in the last panel are zero.
+//
+// Plain data without owning: the memory belongs to the model. Kept free of library types, because
+// kernel files compiled for newer processors include it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvd::engine::cpu {
+
+enum class PanelType : std::uint8_t { kQ4, kQ8, kF32, kF16, kBF16 };
+
+constexpr std::uint32_t kPanelRows = 16;
+constexpr std::uint32_t kBlock = 32;  // columns a quantized block
+constexpr std::uint32_t kQ4BlockBytes = 320;
+constexpr std::uint32_t kQ8BlockBytes = 544;
+
+struct Matrix {
+  PanelType type = PanelType::kF32;
+  std::uint32_t rows = 0;
+  std::uint32_t columns = 0;
+  std::uint32_t panels = 0;
+  std::size_t panel_bytes = 0;
+  const std::byte* data = nullptr;  // 64-byte aligned
+};
+
+constexpr bool is_quantized(PanelType type) {
+  return type == PanelType::kQ4 || type == PanelType::kQ8;
+}
+
+// Fills out[columns][16] with the panel's weights as floats.
+void dequantize_panel(const Matrix& matrix, std::uint32_t panel, float* out);
+// Fills out[columns] with one row (embedding lookup).
+void dequantize_row(const Matrix& matrix, std::uint32_t row, float* out);
+
+}  // namespace kvd::engine::cpu

@@ -1,0 +1,101 @@
+#include "engine/cpu/thread_pool.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include <utility>
+
+#include "base/log.h"
+
+namespace kvd::engine::cpu {
+namespace {
+
+// 10 to 30 us, by how long the processor's pause takes: longer than a barrier's usual wait, shorter
+// than what a sleeping thread costs to wake twice.
+constexpr int kSpins = 600;
+
+void pause_cpu() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#endif
+}
+
+void wait_for_change(const std::atomic<std::uint32_t>& word, std::uint32_t old) {
+  for (int i = 0; i < kSpins; ++i) {
+    if (word.load(std::memory_order_acquire) != old) return;
+    pause_cpu();
+  }
+  while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
+}
+
+void pin(int cpu) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (cpu < 0 || cpu >= CPU_SETSIZE) return;
+  CPU_SET(static_cast<unsigned>(cpu), &set);
+  if (pthread_setaffinity_np(pthread_self(), sizeof set, &set) != 0) {
+    log_warn("cannot pin an engine thread", {{"cpu", cpu}});
+  }
+}
+
+}  // namespace
+
+std::uint32_t usable_cpus() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) != 0) return 1;
+  const int count = CPU_COUNT(&set);
+  return count > 0 ? static_cast<std::uint32_t>(count) : 1;
+}
+
+ThreadPool::ThreadPool(std::uint32_t threads, std::vector<int> pin_cpus)
+    : size_(threads == 0 ? usable_cpus() : threads), pin_cpus_(std::move(pin_cpus)) {
+  threads_.reserve(size_ - 1);
+  for (std::uint32_t i = 1; i < size_; ++i) threads_.emplace_back([this, i] { worker(i); });
+}
+
+ThreadPool::~ThreadPool() {
+  ending_.store(true, std::memory_order_relaxed);
+  dispatch_.fetch_add(1, std::memory_order_release);
+  dispatch_.notify_all();
+  for (std::thread& thread : threads_) thread.join();
+}
+
+void ThreadPool::pin_caller() const {
+  if (!pin_cpus_.empty()) pin(pin_cpus_[0]);
+}
+
+void ThreadPool::run(const std::function<void(std::uint32_t)>& work) {
+  work_ = &work;
+  dispatch_.fetch_add(1, std::memory_order_release);
+  dispatch_.notify_all();
+  work(0);
+  barrier();
+}
+
+void ThreadPool::barrier() {
+  if (size_ == 1) return;
+  const std::uint32_t phase = phase_.load(std::memory_order_relaxed);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    phase_.fetch_add(1, std::memory_order_release);
+    phase_.notify_all();
+  } else {
+    wait_for_change(phase_, phase);
+  }
+}
+
+void ThreadPool::worker(std::uint32_t index) {
+  if (!pin_cpus_.empty()) pin(pin_cpus_[index % pin_cpus_.size()]);
+  // The first dispatch may come before this thread has begun: it counts from zero, not from now.
+  std::uint32_t seen = 0;
+  while (true) {
+    wait_for_change(dispatch_, seen);
+    ++seen;
+    if (ending_.load(std::memory_order_relaxed)) return;
+    (*work_)(index);
+    barrier();
+  }
+}
+
+}  // namespace kvd::engine::cpu
