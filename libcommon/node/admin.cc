@@ -137,7 +137,8 @@ bool Inquiry::step() {
     status_ = Status(StatusCode::kFailed, "interrupted");
     over_ = true;
   } else if (now >= end_) {
-    status_ = Status(StatusCode::kDeadline, "no answer within " + format_duration(options_.timeout));
+    status_ =
+        Status(StatusCode::kDeadline, "no answer within " + format_duration(options_.timeout));
     over_ = true;
   }
   return any;
@@ -204,8 +205,8 @@ Result<std::vector<WorkerRow>> list_workers(const AdminOptions& options) {
     const auto& workers = asked.workers();
     return std::all_of(workers.begin(), workers.end(), [&](const auto& entry) {
       const Inquiry::Worker& worker = entry.second;
-      return worker.answered || (!named.contains(entry.first) &&
-                                 asked.now() - worker.first_asked > kListedWait);
+      return worker.answered ||
+             (!named.contains(entry.first) && asked.now() - worker.first_asked > kListedWait);
     });
   });
   if (status.code() == StatusCode::kFailed) return status;
@@ -255,8 +256,8 @@ std::string worker_row_json(const WorkerRow& row) {
   const auto number = [](const char* key, std::uint64_t value) {
     return std::string("\"") + key + "\":" + std::to_string(value);
   };
-  std::string out = "{" + text("address", row.address) + text("role", row.role) +
-                    text("state", row.state);
+  std::string out =
+      "{" + text("address", row.address) + text("role", row.role) + text("state", row.state);
   if (row.incarnation != 0) {
     out += text("program", row.program) + text("version", row.version) + text("http", row.http) +
            text("model", row.model) + text("fingerprint", row.fingerprint) +

@@ -49,13 +49,14 @@ Status LocalRouter::start(const GenerateOptions& options) {
   const bool standalone = options.flow == Flow::kStandalone;
   if (options.join.empty() && options.decodes.empty()) {
     return invalid_argument(
-        "name the workers: --decode ADDR (and --prefill ADDR), --join ADDR of a registry, or --url URL");
+        "name the workers: --decode ADDR (and --prefill ADDR), --join ADDR of a registry, or --url "
+        "URL");
   }
   if (standalone && options.join.empty() && options.prefills.empty()) {
     return invalid_argument("--flow standalone needs --prefill ADDR besides --decode ADDR");
   }
-  Result<std::unique_ptr<RouteMembers>> made = RouteMembers::create(
-      options.policy, standalone, options.dead_after, secure_random_u64());
+  Result<std::unique_ptr<RouteMembers>> made =
+      RouteMembers::create(options.policy, standalone, options.dead_after, secure_random_u64());
   if (!made.ok()) return made.status();
   members = std::move(*made);
   RouteControlOptions plan;
@@ -158,11 +159,12 @@ void Generator::submit(std::uint64_t index, Prompt prompt) {
   const bool chat = options_.chat || !prompt.messages.empty();
   if (prompt.id.empty()) prompt.id = std::to_string(index);
   Result<std::string> body = generate_body(options_, prompt, chat);
-  const auto job = std::make_shared<GenerateJob>(index, prompt.id, options_.stream, &clock_, [this](bool ended) {
-    const std::lock_guard lock(mutex_);
-    if (ended) --running_;
-    changed_.notify_all();
-  });
+  const auto job =
+      std::make_shared<GenerateJob>(index, prompt.id, options_.stream, &clock_, [this](bool ended) {
+        const std::lock_guard lock(mutex_);
+        if (ended) --running_;
+        changed_.notify_all();
+      });
   {
     const std::lock_guard lock(mutex_);
     jobs_[index] = job;
@@ -175,7 +177,8 @@ void Generator::submit(std::uint64_t index, Prompt prompt) {
   }
 }
 
-void Generator::send(const std::shared_ptr<GenerateJob>& job, std::string target, std::string body) {
+void Generator::send(const std::shared_ptr<GenerateJob>& job, std::string target,
+                     std::string body) {
   if (router_) {
     http::Request request;
     request.method = "POST";

@@ -115,7 +115,8 @@ void GenerateJob::head(int status) {
 Status GenerateJob::absorb(const http::Answer& answer) {
   if (answer.error) return *answer.error;
   for (const http::AnswerChoice& each : answer.choices) {
-    if (each.index >= http::kMaxChoices) return {StatusCode::kFailed, "the answer has too many choices"};
+    if (each.index >= http::kMaxChoices)
+      return {StatusCode::kFailed, "the answer has too many choices"};
     ChoiceState& choice = choices_[each.index];
     choice.text += each.text;
     if (!each.finish_reason.empty()) choice.finish_reason = each.finish_reason;
@@ -176,7 +177,8 @@ Status GenerateJob::outcome(const Status& end) {
     std::string text = answer.ok() && answer->error
                            ? answer->error->message()
                            : "the server answered " + std::to_string(http_status_);
-    const bool precise = answer.ok() && answer->error && answer->error->code() != StatusCode::kFailed;
+    const bool precise =
+        answer.ok() && answer->error && answer->error->code() != StatusCode::kFailed;
     return precise ? *answer->error : status_of_http(http_status_, std::move(text));
   }
   if (!answer.ok()) return {StatusCode::kFailed, answer.status().message()};
@@ -271,10 +273,10 @@ std::string GenerateJob::json(const GenerateResult& result) const {
   const auto reason = [](const std::string& text) {
     return text.empty() ? std::string("null") : http::json_string(text);
   };
-  std::string out = "{\"id\":" + http::json_string(id_) + ",\"text\":" +
-                    http::json_string(result.text) + ",\"token_ids\":" + ids(0) +
-                    ",\"finish_reason\":" + reason(result.finish_reason) + ",\"prompt_tokens\":" +
-                    (usage_known_ ? std::to_string(usage_.prompt_tokens) : "null");
+  std::string out =
+      "{\"id\":" + http::json_string(id_) + ",\"text\":" + http::json_string(result.text) +
+      ",\"token_ids\":" + ids(0) + ",\"finish_reason\":" + reason(result.finish_reason) +
+      ",\"prompt_tokens\":" + (usage_known_ ? std::to_string(usage_.prompt_tokens) : "null");
   std::uint64_t pages = 0;
   for (const http::KvdInfo& info : kvd_) pages += info.kv_pages;
   out += ",\"provider\":" + reason(result.provider) +

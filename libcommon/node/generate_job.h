@@ -1,8 +1,8 @@
-// One prompt of `kvd-route generate` on its way: the request body, and the answer as it comes, whole or as
-// a stream, from the router in this process or from a server.
+// One prompt of `kvd-route generate` on its way: the request body, and the answer as it comes,
+// whole or as a stream, from the router in this process or from a server.
 //
-// Thread-safe. `changed` is called after each change, without a lock held; its argument says that the job
-// has just ended. After the end nothing changes any more.
+// Thread-safe. `changed` is called after each change, without a lock held; its argument says that
+// the job has just ended. After the end nothing changes any more.
 #pragma once
 
 #include <cstdint>

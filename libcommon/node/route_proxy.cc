@@ -290,7 +290,7 @@ http::ClientCallbacks RouteProxy::leg_callbacks(const Shared& exchange,
 
 void RouteProxy::on_data(const Shared& exchange, const std::shared_ptr<Attempt>& attempt, Side side,
                          std::string_view bytes) {
-  bool first = false;
+  bool first = false, held = false;
   std::shared_ptr<http::Call> too_long;
   {
     const std::lock_guard lock(exchange->mutex);
@@ -301,6 +301,10 @@ void RouteProxy::on_data(const Shared& exchange, const std::shared_ptr<Attempt>&
     if (is_decode && good && exchange->stream) {
       first = !exchange->relayed;
       exchange->relayed = true;
+      // The last event waits for the end of the answer and goes out with it
+      // (Responder::finish_with).
+      held = !leg.body.empty() || bytes.find("data: [DONE]") != std::string_view::npos;
+      if (held) leg.body.append(bytes.substr(0, kMaxErrorBytes));
     } else {
       if (!is_decode && good) return;  // prefill's own token: decode has it too
       if (leg.body.size() + bytes.size() <= (good ? kMaxAnswerBytes : kMaxErrorBytes)) {
@@ -321,7 +325,7 @@ void RouteProxy::on_data(const Shared& exchange, const std::shared_ptr<Attempt>&
                     passed_on(attempt->decode.head));
   }
   // Not taken: the client is gone or does not read, and on_gone says so.
-  (void)responder.write(std::string(bytes));
+  if (!held) (void)responder.write(std::string(bytes));
 }
 
 void RouteProxy::on_end(const Shared& exchange, const std::shared_ptr<Attempt>& attempt, Side side,
@@ -335,6 +339,7 @@ void RouteProxy::on_end(const Shared& exchange, const std::shared_ptr<Attempt>& 
     Leg& other = is_decode ? attempt->prefill : attempt->decode;
     leg.ended = true;
     leg.end = leg.lost.ok() ? end : leg.lost;
+    if (is_decode && exchange->relayed && !leg.body.empty()) leg.end = Status();  // all was there
     const bool ours = end.code() == StatusCode::kCancelled && leg.lost.ok();
     const bool good = leg.end.ok() && is_success(leg.head.status);
     Outcome& mine = is_decode ? attempt->decode_outcome : attempt->prefill_outcome;
@@ -495,7 +500,7 @@ void RouteProxy::client_gone(const Shared& exchange) {
 void RouteProxy::answer(const Shared& exchange, Leg& leg) {
   const int status = leg.head.status;
   if (is_relayed(exchange)) {
-    exchange->responder->finish();
+    exchange->responder->finish_with(std::move(leg.body));
   } else {
     exchange->responder->send(status, content_type(leg.head), std::move(leg.body),
                               passed_on(leg.head));
