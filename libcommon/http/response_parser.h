@@ -9,6 +9,7 @@
 #include <boost/asio/buffer.hpp>
 #include <boost/beast/http/basic_parser.hpp>
 #include <boost/beast/http/error.hpp>
+#include <limits>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -36,7 +37,8 @@ class ResponseHooks final : public boost::beast::http::basic_parser<false> {
 
   ResponseHooks(ResponseSink& sink, bool no_body) : sink_(sink) {
     header_limit(kMaxHeadBytes);
-    body_limit(boost::none);
+    // Not boost::none: Boost 1.74 takes that for a limit of nothing when the length is told.
+    body_limit(std::numeric_limits<std::uint64_t>::max());
     eager(true);
     if (no_body) skip(true);
   }
