@@ -1,8 +1,8 @@
 // The data plane's only door: providers, domain, endpoint, memory region, remote writes.
 //
-// Three implementations pass one contract suite (tests/contract): `ofi/` (libfabric), `sim/` (seeded
-// simulation) and, on one host, `local`. Nothing above this header knows which one it has, except by
-// Capabilities.
+// Three implementations pass one contract suite (tests/contract): `ofi/` (libfabric), `sim/`
+// (seeded simulation) and, on one host, `local`. Nothing above this header knows which one it has,
+// except by Capabilities.
 //
 // Calling thread: one thread owns a Domain and everything made from it (the event loop).
 #pragma once
@@ -22,18 +22,22 @@ namespace kvd::fabric {
 
 // What a provider really does; kvd-protocol.7 has the table of who established each.
 struct Capabilities {
-  std::string provider;          // kvd's transport name: "tcp", "tcp;ofi_rxm", "verbs;ofi_rxm", "efa", "cxi", "local", "sim"
-  std::string libfabric_name;    // what libfabric calls it here ("net"), for humans
-  bool write_after_write = false;     // writes of one endpoint to one peer land in order
-  bool remote_cq_data = false;        // a write can signal the target's CQ
-  bool delivery_complete = false;     // FI_DELIVERY_COMPLETE proves the bytes are in the target's memory
-  bool endpoint_per_peer = false;     // TCP: closing the endpoint fences exactly one peer
-  bool endpoint_close_fences = false; // nothing lands after the target's endpoint is closed (measured)
-  bool region_close_fences = false;   // nothing lands after the target's region is closed (established)
-  bool rdma = false;                  // bytes move without a CPU copy on either side
-  bool emulated = false;              // the provider only emulates RMA; never silent
-  std::uint32_t iov_limit = 1;        // local pieces a write
-  std::uint32_t rma_iov_limit = 1;    // remote pieces a write
+  std::string provider;  // kvd's transport name: "tcp", "tcp;ofi_rxm", "verbs;ofi_rxm", "efa",
+                         // "cxi", "local", "sim"
+  std::string libfabric_name;      // what libfabric calls it here ("net"), for humans
+  bool write_after_write = false;  // writes of one endpoint to one peer land in order
+  bool remote_cq_data = false;     // a write can signal the target's CQ
+  bool delivery_complete =
+      false;  // FI_DELIVERY_COMPLETE proves the bytes are in the target's memory
+  bool endpoint_per_peer = false;  // TCP: closing the endpoint fences exactly one peer
+  bool endpoint_close_fences =
+      false;  // nothing lands after the target's endpoint is closed (measured)
+  bool region_close_fences =
+      false;                    // nothing lands after the target's region is closed (established)
+  bool rdma = false;            // bytes move without a CPU copy on either side
+  bool emulated = false;        // the provider only emulates RMA; never silent
+  std::uint32_t iov_limit = 1;  // local pieces a write
+  std::uint32_t rma_iov_limit = 1;           // remote pieces a write
   std::uint64_t max_write_bytes = 1u << 20;  // never above 1 MiB
   std::uint32_t max_inflight_ops = 64;
   std::uint64_t max_inflight_bytes = 4u << 20;
@@ -48,21 +52,21 @@ struct LocalPiece {
   const std::byte* address = nullptr;
   std::uint64_t bytes = 0;
 };
-// `offset` is relative to the region's base where Capabilities of the target said so: the remote side
-// tells `base` with its region, and base + offset goes on the wire.
+// `offset` is relative to the region's base where Capabilities of the target said so: the remote
+// side tells `base` with its region, and base + offset goes on the wire.
 struct RemotePiece {
   std::uint64_t address = 0;  // RemoteRegion::base + offset
   std::uint64_t bytes = 0;
   std::uint64_t key = 0;
 };
 
-// One RMA write. The pieces are only read during the call of Endpoint::write; the memory they name must
-// stay untouched until the completion with this `context`, or until the endpoint is closed.
+// One RMA write. The pieces are only read during the call of Endpoint::write; the memory they name
+// must stay untouched until the completion with this `context`, or until the endpoint is closed.
 struct WriteRequest {
   std::span<const LocalPiece> local{};
   std::span<const RemotePiece> remote{};  // same total length
-  std::uint64_t context = 0;            // comes back in the Completion
-  bool delivery_complete = false;       // complete only when the bytes are in the target's memory
+  std::uint64_t context = 0;              // comes back in the Completion
+  bool delivery_complete = false;         // complete only when the bytes are in the target's memory
   std::optional<std::uint64_t> remote_data{};  // signalled to the target's CQ with the last byte
 };
 
@@ -85,8 +89,8 @@ struct RemoteRegion {
   std::uint64_t key = 0;
 };
 
-// A registration of memory. Destroying it makes the key dead for new writes; that is a fence only where
-// Capabilities::region_close_fences. Destroy before the endpoint's domain.
+// A registration of memory. Destroying it makes the key dead for new writes; that is a fence only
+// where Capabilities::region_close_fences. Destroy before the endpoint's domain.
 class MemoryRegion {
  public:
   virtual ~MemoryRegion() = default;
@@ -109,10 +113,11 @@ class Endpoint {
                       std::uint64_t context) = 0;
   // Makes progress and reaps at most out.size() completions; never blocks.
   virtual std::size_t poll(std::span<Completion> out) = 0;
-  // The descriptor that becomes readable when poll() has work, or -1 (then the caller polls by time).
+  // The descriptor that becomes readable when poll() has work, or -1 (then the caller polls by
+  // time).
   virtual int wait_fd() const = 0;
-  // True when it is safe to block on wait_fd() now (fi_trywait). Makes progress. Call it after poll() gave
-  // nothing, for every endpoint of the loop, right before blocking.
+  // True when it is safe to block on wait_fd() now (fi_trywait). Makes progress. Call it after
+  // poll() gave nothing, for every endpoint of the loop, right before blocking.
   virtual bool may_wait() = 0;
 };
 
@@ -122,34 +127,37 @@ class Domain {
   virtual const Capabilities& capabilities() const = 0;
   // Errors: kNoProvider, kResourceExhausted.
   virtual Result<std::unique_ptr<Endpoint>> open_endpoint() = 0;
-  // `remote_write`: peers may write with the key. Each call gives a registration of its own with its own
-  // random key (where the application chooses keys). On providers that bind regions to endpoints
-  // `endpoint` is the one that peers will write through; may be null for local sources. With
-  // endpoint_per_peer a region that peers write to names its endpoint: the key opens no other.
-  virtual Result<std::unique_ptr<MemoryRegion>> register_memory(std::byte* data, std::uint64_t bytes,
+  // `remote_write`: peers may write with the key. Each call gives a registration of its own with
+  // its own random key (where the application chooses keys). On providers that bind regions to
+  // endpoints `endpoint` is the one that peers will write through; may be null for local sources.
+  // With endpoint_per_peer a region that peers write to names its endpoint: the key opens no other.
+  virtual Result<std::unique_ptr<MemoryRegion>> register_memory(std::byte* data,
+                                                                std::uint64_t bytes,
                                                                 bool remote_write,
                                                                 Endpoint* endpoint) = 0;
 };
 
 // One provider as `list` shows it and as peers negotiate it.
 struct ProviderInfo {
-  std::string name;            // transport name as in Capabilities::provider
+  std::string name;  // transport name as in Capabilities::provider
   std::string libfabric_name;
-  std::string domain;          // "lo", "mlx5_0"
-  std::string address;         // printable source address
+  std::string domain;   // "lo", "mlx5_0"
+  std::string address;  // printable source address
   bool rdma = false;
 };
 
 // Options that choose and shape a domain.
 struct DomainOptions {
-  std::string provider;        // transport name; must be one that available_providers() lists
-  std::string source_address;  // --fabric-addr: address of the interface (no port); loopback by default
-  std::string device;          // --device: domain name, empty for any
+  std::string provider;  // transport name; must be one that available_providers() lists
+  std::string
+      source_address;  // --fabric-addr: address of the interface (no port); loopback by default
+  std::string device;  // --device: domain name, empty for any
 };
 
 // Names this build knows, best first (DESIGN 6 "Provider for a pair").
 std::span<const std::string_view> provider_preference();
-// What is here and usable for KV at this address, best first. Never lists sockets, udp or shm < 2.6.
+// What is here and usable for KV at this address, best first. Never lists sockets, udp or shm
+// < 2.6.
 std::vector<ProviderInfo> available_providers(const std::string& source_address,
                                               const std::string& device);
 // The first of `ours` (in preference order) that `theirs` has too; kIncompatible names both lists.

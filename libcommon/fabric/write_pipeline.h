@@ -1,12 +1,13 @@
-// Posts the writes of many rooms to one peer: flow control by bytes and operations, rooms take turns
-// (one write each), EAGAIN is polled with a deadline.
+// Posts the writes of many rooms to one peer: flow control by bytes and operations, rooms take
+// turns (one write each), EAGAIN is polled with a deadline.
 //
 // Invariants: writes of one stream are posted in the order they were queued; never more than the
-// limits of Capabilities are in flight; each queued write ends in exactly one callback: completed, or
-// purged. A write whose completion is an error breaks the pipeline: nothing is posted afterwards.
+// limits of Capabilities are in flight; each queued write ends in exactly one callback: completed,
+// or purged. A write whose completion is an error breaks the pipeline: nothing is posted
+// afterwards.
 //
-// Calling thread: the event loop's. Ownership: refers to an Endpoint that must outlive it; the memory of a
-// queued write must stay untouched until its callback, or until the Endpoint is closed.
+// Calling thread: the event loop's. Ownership: refers to an Endpoint that must outlive it; the
+// memory of a queued write must stay untouched until its callback, or until the Endpoint is closed.
 #pragma once
 
 #include <cstdint>
@@ -49,7 +50,8 @@ class WritePipeline {
                 const Clock* clock, Duration post_timeout);
 
   void enqueue(StreamId stream, QueuedWrite write);
-  // Drops what is queued and not posted; returns how many. Posted writes of the stream still complete.
+  // Drops what is queued and not posted; returns how many. Posted writes of the stream still
+  // complete.
   std::size_t purge(StreamId stream);
   // Posted writes of the stream that have not completed.
   std::size_t inflight(StreamId stream) const;

@@ -1,6 +1,7 @@
 #include "fabric/ofi/ofi_endpoint.h"
 
 #include <netinet/in.h>
+#include <poll.h>
 #include <rdma/fi_errno.h>
 #include <sys/uio.h>
 
@@ -214,6 +215,11 @@ Result<PeerHandle> OfiEndpoint::insert(const FabricAddress& peer) {
 }
 
 Status OfiEndpoint::posted(const char* call, long rc, Op* op) {
+  if (rc != -FI_EAGAIN) {
+    refusal_ = Refusal::kNone;
+  } else if (refusal_ != Refusal::kRefusedAgain) {
+    refusal_ = refusal_ == Refusal::kRetryOwed ? Refusal::kRefusedAgain : Refusal::kRefused;
+  }
   if (rc == 0) return {};
   give_back(op);
   if (rc == -FI_EAGAIN) return {StatusCode::kAgain, describe(call, rc)};
@@ -352,6 +358,10 @@ bool OfiEndpoint::on_event(Completion* out) {
 }
 
 std::size_t OfiEndpoint::poll(std::span<Completion> out) {
+  if (refusal_ == Refusal::kRefusedAgain) {
+    if (!descriptor_is_readable()) return 0;
+    refusal_ = Refusal::kRefused;
+  }
   std::size_t count = 0;
   fi_cq_data_entry entries[kCqEntries];
   for (int round = 0; round < kRoundsPerPoll && count < out.size() && !cq_broken_; ++round) {
@@ -380,9 +390,25 @@ std::size_t OfiEndpoint::poll(std::span<Completion> out) {
   return count;
 }
 
+bool OfiEndpoint::descriptor_is_readable() const {
+  pollfd entry{.fd = wait_fd_, .events = POLLIN, .revents = 0};
+  return ::poll(&entry, 1, 0) != 0;
+}
+
 bool OfiEndpoint::may_wait() {
-  if (wait_ != nullptr) return fi_wait(wait_, 0) == -FI_ETIMEDOUT;
   if (wait_fd_ < 0) return true;
+  if (refusal_ == Refusal::kRefusedAgain) return !descriptor_is_readable();
+  if (!provider_may_wait()) return false;
+  if (refusal_ == Refusal::kRefused) {
+    refusal_ = Refusal::kRetryOwed;
+    return false;
+  }
+  refusal_ = Refusal::kNone;
+  return true;
+}
+
+bool OfiEndpoint::provider_may_wait() {
+  if (wait_ != nullptr) return fi_wait(wait_, 0) == -FI_ETIMEDOUT;
   fid* queue = &cq_->fid;
   return fi_trywait(domain_->fabric->fabric, &queue, 1) == 0;
 }

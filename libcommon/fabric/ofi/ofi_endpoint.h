@@ -53,6 +53,11 @@ class OfiEndpoint final : public Endpoint {
     std::array<std::byte, kReceiveBytes> bytes;
   };
 
+  // A post that was told EAGAIN may become possible by progress that yields no completion (a
+  // connection came up). So that nobody blocks over that, may_wait() says no once, and the
+  // descriptor is waited for only when the post was refused again with no progress made since.
+  enum class Refusal { kNone, kRefused, kRetryOwed, kRefusedAgain };
+
   Status open_queues();
   Status open_cq();
   Status enable();
@@ -65,6 +70,8 @@ class OfiEndpoint final : public Endpoint {
   bool on_entry(const fi_cq_data_entry& entry, Completion* out);
   bool on_error(Completion* out);
   bool on_event(Completion* out);
+  bool descriptor_is_readable() const;
+  bool provider_may_wait();
 
   std::shared_ptr<DomainHandle> domain_;
   fid_ep* ep_ = nullptr;
@@ -74,6 +81,7 @@ class OfiEndpoint final : public Endpoint {
   fid_wait* wait_ = nullptr;  // only with `net`, see open_cq
   int wait_fd_ = -1;
   bool cq_broken_ = false;
+  Refusal refusal_ = Refusal::kNone;
   FabricAddress address_;
   std::vector<Op> ops_;
   std::vector<Op*> free_ops_;

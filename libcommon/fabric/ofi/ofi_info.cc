@@ -1,9 +1,12 @@
 #include "fabric/ofi/ofi_info.h"
 
 #include <arpa/inet.h>
+#include <netdb.h>
 #include <netinet/in.h>
 #include <rdma/fi_endpoint.h>
 #include <rdma/fi_errno.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -121,9 +124,37 @@ std::string describe(const char* call, long rc) {
   return std::string(call) + ": " + fi_strerror(static_cast<int>(rc < 0 ? -rc : rc));
 }
 
+Status check_source(const std::string& provider, const std::string& source_address) {
+  if (!has_ip_address(provider) || source_address.empty()) return {};
+  const auto no = [&](const std::string& why) {
+    return Status(StatusCode::kNoProvider, "provider " + provider + ": " + source_address + " " +
+                                               why +
+                                               ": give --fabric-addr an address of this host");
+  };
+  addrinfo hints{}, *found = nullptr;
+  hints.ai_socktype = SOCK_STREAM;
+  const int rc = getaddrinfo(source_address.c_str(), nullptr, &hints, &found);
+  if (rc != 0) return no(std::string("does not resolve (") + gai_strerror(rc) + ")");
+  const std::unique_ptr<addrinfo, decltype(&freeaddrinfo)> list(found, &freeaddrinfo);
+  const sockaddr* any = found->ai_addr;
+  const bool wildcard =
+      (any->sa_family == AF_INET &&
+       reinterpret_cast<const sockaddr_in*>(any)->sin_addr.s_addr == INADDR_ANY) ||
+      (any->sa_family == AF_INET6 &&
+       IN6_IS_ADDR_UNSPECIFIED(&reinterpret_cast<const sockaddr_in6*>(any)->sin6_addr));
+  if (wildcard) return no("is no address that a peer could write to");
+  // fi_getinfo takes any address of a subnet it knows; only bind tells whether it is ours.
+  const int probe = socket(any->sa_family, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (probe < 0) return no("cannot be tried");
+  const bool ours = bind(probe, any, found->ai_addrlen) == 0;
+  close(probe);
+  return ours ? Status() : no("is not an address of this host");
+}
+
 std::vector<Offer> find_offers(const std::string& provider, const std::string& source_address,
                                const std::string& device) {
   std::vector<Offer> offers;
+  if (!check_source(provider, source_address).ok()) return offers;
   const std::string source = source_address.empty() ? "127.0.0.1" : source_address;
   const bool ip = has_ip_address(provider);
   for (const char* name : libfabric_names(provider)) {

@@ -28,6 +28,10 @@ struct Offer {
 // "call: reason", the reason in libfabric's words; `rc` is a negative fi_errno.
 std::string describe(const char* call, long rc);
 
+// Whether peers can be told `source_address`: one address of this host, not a wildcard. kNoProvider
+// says what to give instead. Only providers with IP addresses need it.
+Status check_source(const std::string& provider, const std::string& source_address);
+
 // Every usable offer of `provider`, best first. Empty: not here, or not at this address.
 std::vector<Offer> find_offers(const std::string& provider, const std::string& source_address,
                                const std::string& device);

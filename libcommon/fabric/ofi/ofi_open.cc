@@ -88,7 +88,10 @@ Status explain_missing(const std::string& provider) {
 Result<std::unique_ptr<Domain>> open_domain(const DomainOptions& options) {
   std::vector<ofi::Offer> offers =
       ofi::find_offers(options.provider, options.source_address, options.device);
-  if (offers.empty()) return explain_missing(options.provider);
+  if (offers.empty()) {
+    KVD_RETURN_IF_ERROR(ofi::check_source(options.provider, options.source_address));
+    return explain_missing(options.provider);
+  }
   return ofi::OfiDomain::open(std::move(offers.front()));
 }
 

@@ -1,8 +1,9 @@
-// A fabric inside one process, driven by a seed and an injected clock. It passes the contract suite,
-// and on demand shows what real providers were measured to do (faults below).
+// A fabric inside one process, driven by a seed and an injected clock. It passes the contract
+// suite, and on demand shows what real providers were measured to do (faults below).
 //
-// All domains made from one SimFabric can write to each other. Bytes move only in SimFabric::step(), one
-// event at a time, so that a test chooses every interleaving. A write lands in pieces of `piece_bytes`.
+// All domains made from one SimFabric can write to each other. Bytes move only in
+// SimFabric::step(), one event at a time, so that a test chooses every interleaving. A write lands
+// in pieces of `piece_bytes`.
 #pragma once
 
 #include <cstdint>
@@ -17,12 +18,13 @@ namespace kvd::fabric {
 
 struct SimFaults {
   bool land_after_region_close = true;  // an accepted write goes on landing (TCP, finding 1)
-  bool endpoint_close_is_fence = true;  // nothing lands after the target's endpoint is gone (finding 2)
-  bool false_ok = false;                // a refused write completes OK unless delivery-complete (finding 4)
-  bool ordered = true;                  // false: writes land and complete in any order (EFA, CXI)
+  bool endpoint_close_is_fence =
+      true;               // nothing lands after the target's endpoint is gone (finding 2)
+  bool false_ok = false;  // a refused write completes OK unless delivery-complete (finding 4)
+  bool ordered = true;    // false: writes land and complete in any order (EFA, CXI)
   bool remote_cq_data = true;
-  bool self_reconnect = true;           // after a connection drop later writes work again
-  Duration latency{10'000};             // per piece, before bandwidth
+  bool self_reconnect = true;  // after a connection drop later writes work again
+  Duration latency{10'000};    // per piece, before bandwidth
   std::uint64_t bytes_per_s = 10'000'000'000;
   std::uint64_t piece_bytes = 64 * 1024;
   std::uint32_t max_inflight_ops = 64;
@@ -38,8 +40,8 @@ class SimFabric {
   // `host` names who is cut off by partition().
   std::unique_ptr<Domain> open_domain(const std::string& host);
 
-  // Performs the next due event (a piece lands, a completion is queued); false when nothing is due at
-  // the clock's time.
+  // Performs the next due event (a piece lands, a completion is queued); false when nothing is due
+  // at the clock's time.
   bool step();
   // When the next event is due; kNever if there is none.
   TimePoint next_event() const;

@@ -1,0 +1,172 @@
+#include "contract/world.h"
+
+#include <algorithm>
+
+namespace kvd::fabric::contract {
+namespace {
+
+class SimWorld final : public World {
+ public:
+  std::unique_ptr<Domain> open_domain(const std::string& host) override {
+    return fabric_.open_domain(host);
+  }
+  bool turn() override {
+    if (fabric_.step()) return true;
+    const TimePoint next = fabric_.next_event();
+    if (next == kNever) return false;
+    if (next > clock_.now()) clock_.advance(next - clock_.now());
+    return fabric_.step();
+  }
+  const Clock* clock() const override { return &clock_; }
+
+ private:
+  ManualClock clock_;
+  SimFabric fabric_{42, &clock_, SimFaults{}};
+};
+
+class RealWorld final : public World {
+ public:
+  explicit RealWorld(std::string provider) : provider_(std::move(provider)) {}
+  std::unique_ptr<Domain> open_domain(const std::string&) override {
+    auto domain =
+        fabric::open_domain({.provider = provider_, .source_address = "127.0.0.1", .device = ""});
+    INFO(domain.status().message());
+    REQUIRE(domain.ok());
+    return std::move(domain).value();
+  }
+  bool turn() override { return true; }
+  const Clock* clock() const override { return &clock_; }
+
+ private:
+  std::string provider_;
+  SteadyClock clock_;
+};
+
+using Wall = std::chrono::steady_clock;
+// A simulated world that did not move for so many turns will not move again.
+constexpr int kIdleTurns = 100;
+
+}  // namespace
+
+std::vector<std::string> present() {
+  std::vector<std::string> names{"sim"};
+  for (const ProviderInfo& info : available_providers("127.0.0.1", "")) {
+    if (std::find(names.begin(), names.end(), info.name) == names.end()) names.push_back(info.name);
+  }
+  return names;
+}
+
+std::vector<std::string> absent() {
+  std::vector<std::string> out;
+  const std::vector<std::string> here = present();
+  for (const std::string_view name : provider_preference()) {
+    if (std::find(here.begin(), here.end(), name) == here.end()) out.emplace_back(name);
+  }
+  return out;
+}
+
+std::unique_ptr<World> make_world(const std::string& provider) {
+  if (provider == "sim") return std::make_unique<SimWorld>();
+  return std::make_unique<RealWorld>(provider);
+}
+
+bool run_until(World& world, const std::function<void()>& step, const std::function<bool()>& done,
+               std::chrono::milliseconds limit) {
+  const auto end = Wall::now() + limit;
+  int idle = 0;
+  while (true) {
+    step();
+    if (done()) return true;
+    idle = world.turn() ? 0 : idle + 1;
+    if (idle > kIdleTurns || Wall::now() > end) return false;
+  }
+}
+
+void run_for(World& world, const std::function<void()>& step, std::chrono::milliseconds time) {
+  (void)run_until(
+      world, step, [] { return false; }, time);
+}
+
+Bytes pattern(std::size_t bytes, std::uint64_t salt) {
+  Bytes out(bytes);
+  for (std::size_t i = 0; i < bytes; ++i) {
+    out[i] = static_cast<std::byte>(1 + (i * 2654435761U + (i >> 8) + salt * 97) % 255);
+  }
+  return out;
+}
+
+Link::Link(World* in, std::size_t bytes, Domain* from, Domain* to)
+    : world(in), sender_domain(from), receiver_domain(to), memory(bytes) {
+  if (sender_domain == nullptr) {
+    own_sender_domain = world->open_domain("prefill");
+    sender_domain = own_sender_domain.get();
+  }
+  if (receiver_domain == nullptr) {
+    own_receiver_domain = world->open_domain("decode");
+    receiver_domain = own_receiver_domain.get();
+  }
+  sender = sender_domain->open_endpoint().value();
+  receiver = receiver_domain->open_endpoint().value();
+  region = receiver_domain->register_memory(memory.data(), bytes, true, receiver.get()).value();
+  remote = region->remote();
+  peer = sender->insert(receiver->address()).value();
+  (void)receiver->insert(sender->address()).value();
+}
+
+const Capabilities& Link::capabilities() const { return sender_domain->capabilities(); }
+
+void Link::poll() {
+  std::array<Completion, 16> batch;
+  if (sender != nullptr) {
+    const std::size_t count = sender->poll(batch);
+    for (std::size_t i = 0; i < count; ++i) done.push_back(batch[i]);
+  }
+  if (receiver != nullptr) {
+    const std::size_t count = receiver->poll(batch);
+    for (std::size_t i = 0; i < count; ++i) seen.push_back(batch[i]);
+  }
+}
+
+bool Link::until(const std::function<bool()>& when, std::chrono::milliseconds limit) {
+  return run_until(
+      *world, [&] { poll(); }, when, limit);
+}
+
+Status Link::post(const WriteRequest& request) {
+  Status status;
+  (void)until([&] {
+    status = sender->write(peer, request);
+    return status.code() != StatusCode::kAgain;
+  });
+  return status;
+}
+
+Status Link::post(const Bytes& source, std::uint64_t offset, std::uint64_t context,
+                  bool delivery_complete, std::optional<std::uint64_t> data) {
+  const LocalPiece local{source.data(), source.size()};
+  const RemotePiece target = at(offset, source.size());
+  return post(WriteRequest{.local = {&local, 1},
+                           .remote = {&target, 1},
+                           .context = context,
+                           .delivery_complete = delivery_complete,
+                           .remote_data = data});
+}
+
+RemotePiece Link::at(std::uint64_t offset, std::uint64_t bytes) const {
+  return {remote.base + offset, bytes, remote.key};
+}
+
+std::size_t Link::failed() const {
+  return static_cast<std::size_t>(
+      std::count_if(done.begin(), done.end(), [](const Completion& c) { return !c.status.ok(); }));
+}
+
+std::size_t Link::succeeded() const { return done.size() - failed(); }
+
+bool Link::completed(std::uint64_t context) const {
+  return std::any_of(done.begin(), done.end(), [&](const Completion& c) {
+    return c.kind == CompletionKind::kWrite && c.context == context;
+  });
+}
+
+}  // namespace kvd::fabric::contract
