@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <array>
-#include <bit>
 #include <cmath>
 #include <cstddef>
+#include <cstring>
 #include <limits>
 #include <utility>
 
@@ -22,22 +22,39 @@ constexpr float kLeastLogprob = -9999.0F;
 // A broken model must not break the choice: NaN is the least likely.
 float finite(float x) { return std::isnan(x) ? kLeast : std::clamp(x, kLeast, kMost); }
 
-// e^x for x <= 0, 2e-7 relative; 0 below -87. libm's differs from host to host in the last bit, and
-// a draw must not. Straight-line, so that the compiler can use vectors.
-inline float exp_negative(float x) {
-  const float clamped = x > -87.0F ? x : -87.0F;  // NaN too
-  const float n = static_cast<float>(static_cast<std::int32_t>(clamped * 1.44269504F - 0.5F));
-  const float r = (clamped - n * 0.693359375F) + n * 2.12194440e-4F;
-  float p = 1.9875691500e-4F;
-  p = p * r + 1.3981999507e-3F;
+// Four at a time in the compiler's own vector type, so that every x86-64 host does the same: libm's
+// exp differs from host to host in the last bit, and a draw must not.
+using Floats = float __attribute__((vector_size(16)));
+using Ints = std::int32_t __attribute__((vector_size(16)));
+constexpr std::size_t kLanes = 4;
+constexpr std::size_t kBlock = 64;  // weights that are summed as floats, before doubles take over
+
+Floats load(const float* from) {
+  Floats x;
+  std::memcpy(&x, from, sizeof(x));
+  return x;
+}
+Floats all(float x) { return Floats{x, x, x, x}; }
+
+// e^x for x <= 0, 2e-7 relative; 0 below -87 and for NaN. (Cephes expf's polynomial.)
+Floats exp_negative(Floats x) {
+  Floats c = x > -87.0F ? x : all(-87.0F);
+  c = c < 0.0F ? c : all(0.0F);
+  const Ints exponent = __builtin_convertvector(c * 1.44269504F - 0.5F, Ints);
+  const Floats n = __builtin_convertvector(exponent, Floats);
+  const Floats r = (c - n * 0.693359375F) + n * 2.12194440e-4F;
+  Floats p = r * 1.9875691500e-4F + 1.3981999507e-3F;
   p = p * r + 8.3334519073e-3F;
   p = p * r + 4.1665795894e-2F;
   p = p * r + 1.6666665459e-1F;
   p = p * r + 5.0000001201e-1F;
   p = p * r * r + r + 1.0F;
-  const auto bits = static_cast<std::uint32_t>((static_cast<std::int32_t>(n) + 127) << 23);
-  return x > -87.0F ? p * std::bit_cast<float>(bits) : 0.0F;
+  const Ints scale = (exponent + 127) << 23;  // the bits of 2^n
+  Floats power;
+  std::memcpy(&power, &scale, sizeof(power));
+  return x > -87.0F ? p * power : all(0.0F);
 }
+float exp_negative(float x) { return exp_negative(all(x))[0]; }
 
 struct Entry {
   float value;  // logit or weight
@@ -60,7 +77,6 @@ std::vector<Entry> best_logits(std::span<const float> logits, std::size_t k) {
   k = std::min(k, logits.size());
   std::vector<Entry> heap;
   if (k == 0) return heap;
-  heap.reserve(k);
   constexpr std::size_t kHeapAtMost = 256;
   const std::size_t first = k <= kHeapAtMost ? k : logits.size();
   heap.reserve(first);
@@ -84,35 +100,68 @@ std::vector<Entry> best_logits(std::span<const float> logits, std::size_t k) {
   return heap;
 }
 
-TokenId argmax(std::span<const float> logits) {
-  std::size_t best = 0;
-  float value = finite(logits[0]);
-  for (std::size_t i = 1; i < logits.size(); ++i) {
-    if (logits[i] > value) {
-      value = logits[i];
-      best = i;
+float largest(std::span<const float> logits) {
+  std::array<Floats, 4> best;
+  best.fill(all(kLeast));
+  constexpr std::size_t kStep = 4 * kLanes;
+  std::size_t i = 0;
+  for (; i + kStep <= logits.size(); i += kStep) {
+    for (std::size_t j = 0; j < best.size(); ++j) {
+      const Floats x = load(logits.data() + i + j * kLanes);
+      best[j] = x > best[j] ? x : best[j];  // false for NaN
     }
   }
-  return static_cast<TokenId>(best);
+  float out = kLeast;
+  for (; i < logits.size(); ++i) out = std::max(out, finite(logits[i]));
+  for (const Floats& b : best) {
+    for (std::size_t lane = 0; lane < kLanes; ++lane) out = std::max(out, finite(b[lane]));
+  }
+  return out;
 }
 
-// exp((logit - most) / temperature) into `weights`; their sum.
-double exponentials(std::span<const float> logits, float most, float scale, float* weights) {
-  constexpr std::size_t kBlock = 64;
+TokenId argmax(std::span<const float> logits) {
+  const float best = largest(logits);
+  const auto found =
+      best > kLeast && best < kMost
+          ? std::find(logits.begin(), logits.end(), best)
+          : std::find_if(logits.begin(), logits.end(), [&](float x) { return finite(x) == best; });
+  return static_cast<TokenId>(found - logits.begin());
+}
+
+double sum_block(std::span<const float> weights) {
+  Floats sums = all(0.0F);
+  std::size_t i = 0;
+  for (; i + kLanes <= weights.size(); i += kLanes) sums += load(weights.data() + i);
   double total = 0;
-  for (std::size_t begin = 0; begin < logits.size(); begin += kBlock) {
-    std::array<float, kBlock> x;
-    std::array<float, kBlock> sums{};
-    const std::size_t count = std::min(kBlock, logits.size() - begin);
-    for (std::size_t i = 0; i < count; ++i) x[i] = (finite(logits[begin + i]) - most) * scale;
-    for (std::size_t i = count; i < kBlock; ++i) x[i] = -100.0F;
-    for (std::size_t i = 0; i < kBlock; ++i) sums[i] = exp_negative(x[i]);
-    if (weights != nullptr) std::copy_n(sums.begin(), count, weights + begin);
-    float sum = 0;
-    for (float s : sums) sum += s;
-    total += static_cast<double>(sum);
+  for (std::size_t lane = 0; lane < kLanes; ++lane) total += static_cast<double>(sums[lane]);
+  for (; i < weights.size(); ++i) total += static_cast<double>(weights[i]);
+  return total;
+}
+double sum(std::span<const float> weights) {
+  double total = 0;
+  for (std::size_t i = 0; i < weights.size(); i += kBlock) {
+    total += sum_block(weights.subspan(i, std::min(kBlock, weights.size() - i)));
   }
   return total;
+}
+
+// exp((logit - most) * scale) of each.
+std::vector<float> exponentials(std::span<const float> logits, float most, float scale) {
+  std::vector<float> weights(logits.size());
+  const auto some = [&](const float* from, float* to) {
+    Floats x = load(from);
+    x = x > kLeast ? x : all(kLeast);  // NaN too
+    x = x < kMost ? x : all(kMost);
+    const Floats w = exp_negative((x - most) * scale);
+    std::memcpy(to, &w, sizeof(w));
+  };
+  std::size_t i = 0;
+  for (; i + kLanes <= logits.size(); i += kLanes) some(logits.data() + i, weights.data() + i);
+  std::array<float, kLanes> tail{};
+  std::copy(logits.begin() + static_cast<std::ptrdiff_t>(i), logits.end(), tail.begin());
+  some(tail.data(), tail.data());
+  std::copy_n(tail.begin(), logits.size() - i, weights.begin() + static_cast<std::ptrdiff_t>(i));
+  return weights;
 }
 
 void penalise(std::span<float> logits, float penalty, std::span<const TokenId> history) {
@@ -128,16 +177,16 @@ void penalise(std::span<float> logits, float penalty, std::span<const TokenId> h
 
 // Cuts `entries` (weights) to the smallest set, best first, whose sum is `enough`.
 void keep_nucleus(std::vector<Entry>* entries, double enough) {
+  const auto at = [&](std::size_t i) { return entries->begin() + static_cast<std::ptrdiff_t>(i); };
   std::size_t sorted = 0;
-  double sum = 0;
+  double total = 0;
   for (std::size_t want = 64; sorted < entries->size(); want *= 4) {
     const std::size_t end = std::min(want, entries->size());
-    const auto begin = entries->begin() + static_cast<std::ptrdiff_t>(sorted);
-    std::partial_sort(begin, entries->begin() + static_cast<std::ptrdiff_t>(end), entries->end(),
-                      better);
+    if (end < entries->size()) std::nth_element(at(sorted), at(end), entries->end(), better);
+    std::sort(at(sorted), at(end), better);
     for (; sorted < end; ++sorted) {
-      sum += static_cast<double>((*entries)[sorted].value);
-      if (sum >= enough) {
+      total += static_cast<double>((*entries)[sorted].value);
+      if (total >= enough) {
         entries->resize(sorted + 1);
         return;
       }
@@ -147,31 +196,42 @@ void keep_nucleus(std::vector<Entry>* entries, double enough) {
 
 // The index that `unit` in [0, 1) falls on. At least one weight is positive.
 std::size_t draw(std::span<const float> weights, double unit) {
-  double total = 0;
-  for (float w : weights) total += static_cast<double>(w);
-  const double target = unit * total;
-  double sum = 0;
-  std::size_t last = 0;
-  for (std::size_t i = 0; i < weights.size(); ++i) {
+  const double target = unit * sum(weights);
+  std::size_t chosen = 0;  // the first element of the block where the target lies
+  double reached = 0;
+  double before = 0;
+  for (std::size_t i = 0; i < weights.size(); i += kBlock) {
+    const double block = sum_block(weights.subspan(i, std::min(kBlock, weights.size() - i)));
+    if (!(block > 0)) continue;
+    chosen = i;
+    reached = before;
+    before += block;
+    if (before > target) break;
+  }
+  // Where rounding leaves the target just outside, the block's last token takes it.
+  std::size_t last = chosen;
+  for (std::size_t i = chosen; i < std::min(chosen + kBlock, weights.size()); ++i) {
     if (!(weights[i] > 0)) continue;
-    sum += static_cast<double>(weights[i]);
     last = i;
-    if (sum > target) break;
+    reached += static_cast<double>(weights[i]);
+    if (reached > target) break;
   }
   return last;
 }
 
-// The best weighs 1 here, so min-p is a plain floor, and it may come before top-p: both keep the
-// best.
-TokenId draw_filtered(std::vector<Entry> entries, const SamplingParams& params, double total,
-                      double unit) {
+// What weighs less than this is left out. The best weighs 1, so min-p is a plain floor, and it may
+// come before top-p: both keep the best. For top-p, what weighs less than its even share of what is
+// to be left out: all of it together is less than that. This drops nearly the whole vocabulary
+// before anything is sorted.
+double weight_floor(const SamplingParams& params, double total, std::size_t count) {
   const double top_p = std::clamp(static_cast<double>(params.top_p), 0.0, 1.0);
-  // What weighs less than its even share of what top-p leaves out is left out: all of it together
-  // is less than that. This drops nearly the whole vocabulary before anything is sorted.
-  const double share = (1.0 - top_p) * total / static_cast<double>(entries.size());
-  const double floor = std::max(share, std::min(static_cast<double>(params.min_p), 1.0));
-  std::erase_if(entries, [&](const Entry& e) { return static_cast<double>(e.value) < floor; });
-  if (top_p < 1.0) keep_nucleus(&entries, top_p * total);
+  const double share = (1.0 - top_p) * total / static_cast<double>(count);
+  return std::max(share, std::min(static_cast<double>(params.min_p), 1.0));
+}
+
+// `entries` are above the floor; `total` is that of all.
+TokenId draw_filtered(std::vector<Entry> entries, float top_p, double total, double unit) {
+  if (top_p < 1.0F) keep_nucleus(&entries, static_cast<double>(std::max(0.0F, top_p)) * total);
   std::vector<float> weights(entries.size());
   std::transform(entries.begin(), entries.end(), weights.begin(),
                  [](const Entry& e) { return e.value; });
@@ -180,32 +240,35 @@ TokenId draw_filtered(std::vector<Entry> entries, const SamplingParams& params, 
 
 TokenId sample_random(std::span<const float> logits, const SamplingParams& params, double unit) {
   const float scale = std::min(1.0F / params.temperature, kMost);
-  const float most = finite(logits[static_cast<std::size_t>(argmax(logits))]);
+  const float most = largest(logits);
+  std::vector<Entry> entries;
   if (params.top_k > 0 && params.top_k < logits.size()) {
-    std::vector<Entry> entries = best_logits(logits, params.top_k);
+    entries = best_logits(logits, params.top_k);
     double total = 0;
     for (Entry& e : entries) {
       e.value = exp_negative((e.value - most) * scale);
       total += static_cast<double>(e.value);
     }
-    return draw_filtered(std::move(entries), params, total, unit);
+    const double floor = weight_floor(params, total, entries.size());
+    std::erase_if(entries, [&](const Entry& e) { return static_cast<double>(e.value) < floor; });
+    return draw_filtered(std::move(entries), params.top_p, total, unit);
   }
-  std::vector<float> weights(logits.size());
-  const double total = exponentials(logits, most, scale, weights.data());
+  const std::vector<float> weights = exponentials(logits, most, scale);
   if (!(params.top_p < 1.0F) && !(params.min_p > 0.0F)) {
     return static_cast<TokenId>(draw(weights, unit));
   }
-  std::vector<Entry> entries;
-  entries.reserve(weights.size());
+  const double total = sum(weights);
+  const double floor = weight_floor(params, total, weights.size());
   for (std::size_t i = 0; i < weights.size(); ++i) {
+    if (static_cast<double>(weights[i]) < floor) continue;
     entries.push_back({weights[i], static_cast<TokenId>(i)});
   }
-  return draw_filtered(std::move(entries), params, total, unit);
+  return draw_filtered(std::move(entries), params.top_p, total, unit);
 }
 
 void report(std::span<const float> logits, const SamplingParams& params, SampledToken* out) {
-  const float most = finite(logits[static_cast<std::size_t>(argmax(logits))]);
-  const double log_total = std::log(exponentials(logits, most, 1.0F, nullptr));
+  const float most = largest(logits);
+  const double log_total = std::log(sum(exponentials(logits, most, 1.0F)));
   const auto logprob = [&](float logit) {
     const double value = static_cast<double>(logit) - static_cast<double>(most) - log_total;
     return std::max(kLeastLogprob, static_cast<float>(value));
