@@ -77,7 +77,8 @@ TEST_CASE("keys: a line that is wrong is named by its number") {
   const KeyPair self = keys();
   const std::string good = self.public_key + " self " + self.secret_key + "\n";
   CHECK_THAT(fault(good + "short prefill\n"), Catch::Contains("line 2: the public key"));
-  CHECK_THAT(fault(good + "\n" + self.public_key + " boss\n"), Catch::Contains("line 3: unknown role"));
+  CHECK_THAT(fault(good + "\n" + self.public_key + " boss\n"),
+             Catch::Contains("line 3: unknown role"));
   CHECK_THAT(fault(good + self.public_key + "\n"), Catch::Contains("expected PUBLIC_KEY ROLE"));
   CHECK_THAT(fault(good + self.public_key + " prefill nowhere\n"), Catch::Contains("line 2: "));
   CHECK_THAT(fault(good + good), Catch::Contains("line 2: a second line"));

@@ -95,8 +95,9 @@ class StderrLines {
 
 TEST_CASE("messenger: a message arrives with its header, the answer is told from whom") {
   World w;
-  REQUIRE(w.at_b.send_in_link(w.b_to_a, Incarnation{10}, Epoch{2}, 3, RoomId{4}, proto::Abort{"why"})
-              .ok());
+  REQUIRE(
+      w.at_b.send_in_link(w.b_to_a, Incarnation{10}, Epoch{2}, 3, RoomId{4}, proto::Abort{"why"})
+          .ok());
   w.settle();
   const auto got = w.at_a.receive();
   REQUIRE(got);
@@ -130,7 +131,8 @@ TEST_CASE("messenger: a message for another incarnation is dropped and answered 
   const auto answer = w.at_b.receive();
   REQUIRE(answer);
   CHECK(answer->envelope.type == proto::MessageType::kStaleIncarnation);
-  Result<proto::StaleIncarnation> body = proto::decode_body<proto::StaleIncarnation>(answer->envelope);
+  Result<proto::StaleIncarnation> body =
+      proto::decode_body<proto::StaleIncarnation>(answer->envelope);
   REQUIRE(body.ok());
   CHECK(body->incarnation == 10);
   CHECK(w.count("kvd_control_stale_total") == 1);
@@ -146,7 +148,8 @@ TEST_CASE("messenger: a refusal for another incarnation is dropped without a wor
   CHECK(w.network.next_event() == kNever);
 }
 
-TEST_CASE("messenger: malformed messages are counted and answered, and the next good one is heard") {
+TEST_CASE(
+    "messenger: malformed messages are counted and answered, and the next good one is heard") {
   World w;
   std::string cut = proto::encode(header(), proto::Abort{"reason"});
   cut.pop_back();

@@ -10,7 +10,8 @@ namespace {
 struct Net {
   ManualClock clock;
   SimNetwork network;
-  explicit Net(SimChannelFaults faults = {}, std::uint64_t seed = 1) : network(seed, &clock, faults) {}
+  explicit Net(SimChannelFaults faults = {}, std::uint64_t seed = 1)
+      : network(seed, &clock, faults) {}
 
   void settle() {
     while (network.next_event() != kNever) {
@@ -98,7 +99,8 @@ TEST_CASE("sim channel: a forgotten peer is heard no more, and dialling again gi
   CHECK(*b->dial("a:1") != old);
 }
 
-TEST_CASE("sim channel: without reorder a direction keeps its order under jitter, with it it does not") {
+TEST_CASE(
+    "sim channel: without reorder a direction keeps its order under jitter, with it it does not") {
   for (const bool reorder : {false, true}) {
     SimChannelFaults faults;
     faults.jitter = Duration(1'000'000);
@@ -120,7 +122,8 @@ TEST_CASE("sim channel: without reorder a direction keeps its order under jitter
   }
 }
 
-TEST_CASE("sim channel: loss and duplicates come as often as asked, and the same for the same seed") {
+TEST_CASE(
+    "sim channel: loss and duplicates come as often as asked, and the same for the same seed") {
   const auto run = [](std::uint64_t seed) {
     SimChannelFaults faults;
     faults.loss = 0.2;
@@ -137,7 +140,7 @@ TEST_CASE("sim channel: loss and duplicates come as often as asked, and the same
     return got;
   };
   const std::vector<std::string> got = run(7);
-  CHECK(got.size() > 960);   // 1000 * 0.8 * 1.3 = 1040
+  CHECK(got.size() > 960);  // 1000 * 0.8 * 1.3 = 1040
   CHECK(got.size() < 1120);
   CHECK(run(7) == got);
   CHECK(run(8) != got);

@@ -32,8 +32,8 @@ bool readable(const Channel& channel, int timeout_ms) {
   return ::poll(&fd, 1, timeout_ms) == 1;
 }
 
-// Turns the loop of every channel until `done` or ten seconds have passed; what is received goes into
-// `done`, which is also called after each quiet 20 ms.
+// Turns the loop of every channel until `done` or ten seconds have passed; what is received goes
+// into `done`, which is also called after each quiet 20 ms.
 bool pump(const Channels& channels, const std::function<bool(Channel*, const Incoming*)>& done) {
   const SteadyClock clock;
   const TimePoint deadline = clock.now() + std::chrono::seconds(10);
@@ -138,7 +138,8 @@ TEST_CASE("zmq channel: who dials first does not matter") {
   converse(*client, ref, *server);
 }
 
-TEST_CASE("zmq channel: a peer that restarts at its address is talked to again under the same ref") {
+TEST_CASE(
+    "zmq channel: a peer that restarts at its address is talked to again under the same ref") {
   auto client = open("");
   auto server = open("127.0.0.1:0");
   const std::string address = server->address();
@@ -355,8 +356,8 @@ TEST_CASE("zmq channel: with keys, strangers and plain text never get through") 
   const PeerRef from_plain = dialled(*plain, server->address());
   const PeerRef from_ally = dialled(*ally, server->address());
 
-  // The stranger and the plain one try for as long as the ally takes for fifty messages, and longer than
-  // several handshakes.
+  // The stranger and the plain one try for as long as the ally takes for fifty messages, and longer
+  // than several handshakes.
   int heard = 0, quiet = 0;
   bool let_in = false;
   const Channels all = {server.get(), stranger.get(), plain.get(), ally.get()};
