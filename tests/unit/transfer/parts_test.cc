@@ -1,0 +1,213 @@
+// The pieces of transfer/ that need no fabric: slots, digest, write plan, sequence, comparison.
+#include <catch2/catch.hpp>
+#include <cstring>
+#include <map>
+
+#include "transfer/digest.h"
+#include "transfer/slot_table.h"
+#include "transfer/wire.h"
+#include "transfer/write_plan.h"
+
+namespace kvd::transfer {
+namespace {
+
+kv::KvLayout layout_of(std::uint32_t layers, std::uint32_t heads, std::uint32_t dim) {
+  kv::KvLayout layout;
+  layout.layers = layers;
+  layout.kv_heads = heads;
+  layout.head_dim = dim;
+  return layout;
+}
+
+struct TestPool {
+  TestPool(kv::KvLayout layout, std::uint32_t pages)
+      : memory(pages * layout.page_bytes()), pool(layout, memory.data(), pages) {
+    for (std::size_t i = 0; i < memory.size(); ++i) {
+      memory[i] = static_cast<std::byte>((i * 2654435761u) >> 13);
+    }
+  }
+  std::vector<std::byte> memory;
+  kv::PagePool pool;
+};
+
+fabric::Capabilities capabilities_of(std::uint32_t pieces) {
+  fabric::Capabilities capabilities;
+  capabilities.iov_limit = capabilities.rma_iov_limit = pieces;
+  return capabilities;
+}
+
+// Plays the writes on a copy of the target; how often each byte was written.
+std::map<std::uint64_t, int> bytes_written(const std::vector<fabric::QueuedWrite>& writes,
+                                           std::uint64_t* most) {
+  std::map<std::uint64_t, int> hits;  // by 64-byte line
+  for (const auto& write : writes) {
+    std::uint64_t bytes = 0;
+    REQUIRE(write.local.size() == write.remote.size());
+    for (std::size_t i = 0; i < write.remote.size(); ++i) {
+      REQUIRE(write.local[i].bytes == write.remote[i].bytes);
+      bytes += write.remote[i].bytes;
+      for (std::uint64_t at = 0; at < write.remote[i].bytes; at += 64) {
+        ++hits[write.remote[i].address + at];
+      }
+    }
+    *most = std::max(*most, bytes);
+  }
+  return hits;
+}
+
+TEST_CASE("slot table: a slot is known only by the generation of its lease") {
+  std::vector<std::byte> memory(2 * proto::kSlotBytes, std::byte{0xff});
+  SlotTable slots(memory.data(), 2);
+  const auto a = slots.lease(10);
+  const auto b = slots.lease(11);
+  REQUIRE((a && b));
+  CHECK_FALSE(slots.lease(12));
+  CHECK(slots.owner(a->slot, a->generation) == 10);
+  CHECK(slots.owner(a->slot, a->generation + 1) == 0);
+  CHECK(slots.owner(77, 1) == 0);
+  CHECK(memory[a->slot * proto::kSlotBytes] == std::byte{0});
+  slots.free(*a);
+  CHECK(slots.owner(a->slot, a->generation) == 0);
+  const auto c = slots.lease(13);
+  REQUIRE(c);
+  CHECK(c->slot == a->slot);
+  CHECK(c->generation != a->generation);
+  CHECK(slots.owner(a->slot, a->generation) == 0);
+}
+
+TEST_CASE("slot table: generations wrap after twelve bits and stay within them") {
+  std::vector<std::byte> memory(proto::kSlotBytes);
+  SlotTable slots(memory.data(), 1);
+  for (int i = 0; i < 5000; ++i) {
+    const auto lease = slots.lease(1);
+    REQUIRE(lease);
+    REQUIRE(lease->generation < 4096);
+    slots.free(*lease);
+  }
+}
+
+TEST_CASE("link sequence: next is taken, a repeat is dropped, a gap is seen") {
+  LinkSequence sequence;
+  using Arrival = LinkSequence::Arrival;
+  CHECK(sequence.arrived(1) == Arrival::kNext);
+  CHECK(sequence.arrived(1) == Arrival::kRepeat);
+  CHECK(sequence.arrived(0) == Arrival::kRepeat);
+  CHECK(sequence.arrived(3) == Arrival::kGap);
+  CHECK(sequence.arrived(2) == Arrival::kNext);
+  CHECK(sequence.next_out() == 1);
+  sequence.sent();
+  CHECK(sequence.next_out() == 2);
+}
+
+TEST_CASE("comparison: each field that differs is named, here and there") {
+  const kv::KvLayout here = layout_of(30, 3, 64);
+  kv::KvLayout other = here;
+  other.page_size = 64;
+  other.dtype = "f16";
+  CHECK(compare_models(here, "a", to_info(here), "a").empty());
+  const std::string diff = compare_models(here, "aa", to_info(other), "bb");
+  CHECK(diff ==
+        "page_size: 32 here, 64 there; dtype: bf16 here, f16 there; model: aa here, bb there");
+  proto::LayoutInfo strange = to_info(here);
+  strange.layer_stride += 64;
+  CHECK(compare_models(here, "a", strange, "a").find("layer_stride") != std::string::npos);
+}
+
+TEST_CASE("digest: equal pages at other places give the same, in every mode") {
+  const auto mode = GENERATE(Digest::kSample, Digest::kFull);
+  TestPool a(layout_of(8, 8, 64), 4);
+  TestPool b(layout_of(8, 8, 64), 4);
+  const std::vector<PageIndex> from = {0, 1, 2}, to = {3, 0, 1};
+  for (int i = 0; i < 3; ++i)
+    std::memcpy(b.pool.page(to[i]), a.pool.page(from[i]), a.pool.layout().page_bytes());
+  const RoomId room{77};
+  const std::uint64_t want = digest_pages(mode, a.pool, from, room);
+  CHECK(digest_pages(mode, b.pool, to, room) == want);
+  CHECK(digest_pages(mode, a.pool, from, RoomId{78}) != want);
+  const std::vector<PageIndex> swapped = {1, 0, 2};
+  CHECK(digest_pages(mode, a.pool, swapped, room) != want);
+  // A group that never landed.
+  std::memset(b.pool.page(to[1]), 0, 2 * b.pool.layout().layer_bytes());
+  CHECK(digest_pages(mode, b.pool, to, room) != want);
+}
+
+TEST_CASE("digest: full sees a single flipped bit, off sees nothing") {
+  TestPool a(layout_of(8, 8, 64), 2);
+  const std::vector<PageIndex> pages = {0, 1};
+  const std::uint64_t before = digest_pages(Digest::kFull, a.pool, pages, RoomId{5});
+  a.pool.page(1)[12345] ^= std::byte{1};
+  CHECK(digest_pages(Digest::kFull, a.pool, pages, RoomId{5}) != before);
+  CHECK(digest_pages(Digest::kOff, a.pool, pages, RoomId{5}) == 0);
+}
+
+TEST_CASE("digest: sample draws another line for each unit, inside the unit") {
+  std::map<std::uint64_t, int> places;
+  for (std::uint64_t unit = 0; unit < 200; ++unit) {
+    const std::uint64_t at = sample_line(RoomId{9}, unit, 128 << 10);
+    CHECK(at % 64 == 0);
+    CHECK(at + 64 <= 128 << 10);
+    ++places[at];
+  }
+  CHECK(places.size() > 150);
+  CHECK(sample_line(RoomId{9}, 3, 64) == 0);
+}
+
+TEST_CASE("write plan: each destination byte once, whatever the groups and chunks") {
+  const auto pieces = GENERATE(1u, 4u);
+  const auto layout = GENERATE(layout_of(8, 8, 64), layout_of(30, 3, 64), layout_of(2, 1, 8));
+  TestPool pool(layout, 12);
+  const std::vector<PageIndex> source = {0, 1, 2, 5, 6, 9}, destination = {3, 4, 5, 6, 0, 1};
+  const PageMap map{&pool.pool, source, destination, {0x1000, 1 << 30, 42}};
+  std::vector<fabric::QueuedWrite> all;
+  for (const kv::LayerGroup& group : kv::layer_groups(layout)) {
+    for (const auto& [first, last] : {std::pair{0u, 2u}, std::pair{2u, 3u}, std::pair{3u, 6u}}) {
+      for (auto& write : plan_writes(map, group, first, last, capabilities_of(pieces))) {
+        all.push_back(std::move(write));
+      }
+    }
+  }
+  std::uint64_t most = 0;
+  const auto hits = bytes_written(all, &most);
+  CHECK(hits.size() * 64 == 6 * layout.page_bytes());
+  CHECK(std::all_of(hits.begin(), hits.end(), [](const auto& hit) { return hit.second == 1; }));
+  CHECK(most <= kMaxWriteBytes);
+  for (const auto& write : all) {
+    CHECK(write.remote.size() <= pieces);
+    CHECK(write.remote[0].key == 42);
+    CHECK(write.remote[0].address >= 0x1000);
+  }
+}
+
+TEST_CASE(
+    "write plan: whole pages merge where both sides are neighbours, up to the largest write") {
+  const kv::KvLayout layout = layout_of(8, 4, 64);  // 256 KiB pages
+  TestPool pool(layout, 12);
+  const std::vector<PageIndex> source = {0, 1, 2, 3, 4, 5}, destination = {6, 7, 8, 9, 10, 0};
+  const PageMap map{&pool.pool, source, destination, {0, 1 << 30, 1}};
+  const auto writes = plan_writes(map, {0, 8}, 0, 6, capabilities_of(4));
+  REQUIRE(writes.size() == 3);
+  CHECK(writes[0].local[0].bytes == 1 << 20);  // four pages
+  CHECK(writes[1].local[0].bytes == 256 << 10);
+  CHECK(writes[2].local[0].bytes == 256 << 10);  // the destination jumps
+}
+
+TEST_CASE("write plan: small pieces share a write, large ones do not, too large ones are cut") {
+  TestPool small(layout_of(2, 1, 8), 12);  // 2 KiB pages
+  const std::vector<PageIndex> source = {0, 2, 4, 6, 8}, destination = {1, 3, 5, 7, 9};
+  const PageMap map{&small.pool, source, destination, {0, 1 << 30, 1}};
+  const auto writes = plan_writes(map, {0, 2}, 0, 5, capabilities_of(4));
+  REQUIRE(writes.size() == 2);
+  CHECK(writes[0].local.size() == 4);
+  CHECK(writes[1].local.size() == 1);
+
+  TestPool large(layout_of(10, 8, 128), 2);  // 1.25 MiB pages
+  const std::vector<PageIndex> one = {1}, zero = {0};
+  const PageMap big{&large.pool, one, zero, {0, 1 << 30, 1}};
+  const auto cut = plan_writes(big, {0, 10}, 0, 1, capabilities_of(4));
+  REQUIRE(cut.size() == 2);
+  CHECK(cut[0].local[0].bytes == 1 << 20);
+  CHECK(cut[1].remote[0].address == 1 << 20);
+}
+
+}  // namespace
+}  // namespace kvd::transfer

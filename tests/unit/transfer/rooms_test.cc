@@ -1,0 +1,240 @@
+// Rooms from end to end over the simulated fabric: what a user of KvSender and KvReceiver sees.
+#include <catch2/catch.hpp>
+
+#include "sim/world.h"
+
+namespace kvd::sim {
+namespace {
+
+constexpr Duration kMinute{60'000'000'000};
+
+void settle(World* world) {
+  CHECK(world->run_until([&] { return world->quiet(); }));
+  world->check_end();
+  for (const std::string& violation : world->violations()) FAIL_CHECK(violation);
+}
+
+const Request& wait_for(World* world, Decode* decode, std::uint64_t id) {
+  world->run_until([&] { return decode->requests[id].outcome != Outcome::kOpen; });
+  return decode->requests[id];
+}
+
+TEST_CASE("rooms: a prompt arrives whole, with its first token, on every kind of fabric") {
+  WorldOptions options;
+  options.layout = GENERATE(small_layout(), wide_layout());
+  options.transfer.stream = GENERATE(true, false);
+  options.fabric.ordered = GENERATE(true, false);
+  options.fabric.remote_cq_data = GENERATE(true, false);
+  options.transfer.digest =
+      GENERATE(transfer::Digest::kSample, transfer::Digest::kFull, transfer::Digest::kOff);
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  // Chunks of 80 tokens over pages of 32: each chunk ends inside a page, and so does the prompt.
+  const std::uint64_t id = decode.request(prefill.address, 250, kMinute);
+  const Request& request = wait_for(&world, &decode, id);
+  REQUIRE(request.outcome == Outcome::kCommitted);
+  CHECK(request.committed.prompt_tokens == 250);
+  CHECK(request.committed.pages == 8);
+  CHECK(request.committed.bytes == 8 * options.layout.page_bytes());
+  CHECK(request.committed.provider == "sim");
+  CHECK(request.committed.room);
+  CHECK_FALSE(request.committed.commit_is_estimate);
+  settle(&world);
+  CHECK(request.timed);
+  REQUIRE(prefill.outcomes.size() == 1);
+  const transfer::SenderOutcome& outcome = prefill.outcomes.begin()->second;
+  CHECK(outcome.status.ok());
+  CHECK(outcome.bytes == 8 * options.layout.page_bytes());
+  CHECK(outcome.transfer_total >= outcome.transfer_exposed);
+}
+
+TEST_CASE("rooms: pages stream while later layers are computed") {
+  WorldOptions options;
+  options.layout = wide_layout();
+  options.chunk = 1000;
+  options.chunk_time = Duration(1'000'000);
+  const auto exposed_of = [&](bool stream) {
+    options.transfer.stream = stream;
+    World world(1, options);
+    Prefill& prefill = world.add_prefill();
+    Decode& decode = world.add_decode();
+    world.run_until([&] { return world.links_ready(); });
+    wait_for(&world, &decode, decode.request(prefill.address, 320, kMinute));
+    settle(&world);
+    return prefill.outcomes.begin()->second.transfer_exposed;
+  };
+  CHECK(exposed_of(true) * 2 < exposed_of(false));
+}
+
+TEST_CASE("rooms: many at once share slots and source pages in line, none is lost") {
+  WorldOptions options;
+  options.slots = 3;
+  options.prefill_pages = 12;
+  World world(3, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  for (int i = 0; i < 60; ++i) {
+    decode.request(prefill.address, 1 + static_cast<std::uint32_t>(world.rng.below(300)), kMinute);
+  }
+  settle(&world);
+  for (const auto& [id, request] : decode.requests) CHECK(request.outcome == Outcome::kCommitted);
+}
+
+TEST_CASE("rooms: a prompt beyond prefill's pool is refused, and not to be retried") {
+  WorldOptions options;
+  options.prefill_pages = 4;
+  World world(4, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const Request& request = wait_for(&world, &decode, decode.request(prefill.address, 129, kMinute));
+  CHECK(request.outcome == Outcome::kFailed);
+  CHECK(request.why.code() == StatusCode::kInvalidArgument);
+  CHECK_FALSE(request.retryable);
+  CHECK(wait_for(&world, &decode, decode.request(prefill.address, 128, kMinute)).outcome ==
+        Outcome::kCommitted);
+  settle(&world);
+}
+
+TEST_CASE("rooms: standalone halves meet in either order") {
+  const bool router_first = GENERATE(true, false);
+  World world(5, {});
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const RoomId room{4711};
+  std::vector<TokenId> prompt(70, 7);
+  prompt[0] = static_cast<TokenId>(world.next_request);
+  const auto expect = [&] {
+    return prefill.sender->expect(room, prompt, {}, world.clock.now() + kMinute);
+  };
+  if (router_first) REQUIRE(expect().ok());
+  const std::uint64_t id = decode.request(prefill.address, 70, kMinute, room);
+  world.run(Duration(5'000'000));
+  if (!router_first) {
+    CHECK(decode.requests[id].outcome == Outcome::kOpen);
+    REQUIRE(expect().ok());
+    CHECK_FALSE(expect().ok());  // only once
+  }
+  CHECK(wait_for(&world, &decode, id).outcome == Outcome::kCommitted);
+  CHECK(decode.requests[id].committed.room == room);
+  settle(&world);
+  CHECK(prefill.outcomes.at(room).status.ok());
+}
+
+TEST_CASE("rooms: standalone halves with different prompts are refused on both sides") {
+  const bool router_first = GENERATE(true, false);
+  World world(6, {});
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const RoomId room{4711};
+  const auto expect = [&] {
+    return prefill.sender->expect(room, {1, 2, 3}, {}, world.clock.now() + kMinute);
+  };
+  if (router_first) REQUIRE(expect().ok());
+  const std::uint64_t id = decode.request(prefill.address, 70, kMinute, room);
+  world.run(Duration(5'000'000));
+  if (!router_first) CHECK(expect().code() == StatusCode::kInvalidArgument);
+  const Request& request = wait_for(&world, &decode, id);
+  CHECK(request.outcome == Outcome::kFailed);
+  CHECK_FALSE(request.retryable);
+  settle(&world);
+  CHECK_FALSE(prefill.outcomes.at(room).status.ok());
+}
+
+TEST_CASE("rooms: a standalone half that is never met ends at its deadline, on both sides") {
+  World world(7, {});
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const Duration second{1'000'000'000};
+  REQUIRE(prefill.sender->expect(RoomId{1}, {1, 2}, {}, world.clock.now() + second).ok());
+  const std::uint64_t id = decode.request(prefill.address, 20, second, RoomId{2});
+  world.run(2 * second);
+  CHECK(decode.requests[id].outcome == Outcome::kFailed);
+  CHECK(prefill.outcomes.at(RoomId{1}).status.code() == StatusCode::kDeadline);
+  CHECK_FALSE(prefill.outcomes.at(RoomId{2}).status.ok());
+  settle(&world);
+}
+
+TEST_CASE("rooms: the table of waiting halves is bounded") {
+  WorldOptions options;
+  options.transfer.max_waiting_halves = 2;
+  World world(8, options);
+  Prefill& prefill = world.add_prefill();
+  const TimePoint later = world.clock.now() + kMinute;
+  CHECK(prefill.sender->expect(RoomId{1}, {1}, {}, later).ok());
+  CHECK(prefill.sender->expect(RoomId{2}, {1}, {}, later).ok());
+  CHECK(prefill.sender->expect(RoomId{3}, {1}, {}, later).code() == StatusCode::kResourceExhausted);
+  prefill.sender->abandon(RoomId{1});
+  CHECK(prefill.sender->expect(RoomId{3}, {1}, {}, later).ok());
+}
+
+TEST_CASE("rooms: an abandoned room fails on decode, drained") {
+  World world(9, {});
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const RoomId room{99};
+  std::vector<TokenId> prompt(250, 7);
+  prompt[0] = static_cast<TokenId>(world.next_request);
+  REQUIRE(prefill.sender->expect(room, prompt, {}, world.clock.now() + kMinute).ok());
+  const std::uint64_t id = decode.request(prefill.address, 250, kMinute, room);
+  world.run(Duration(600'000));
+  prefill.sender->abandon(room);
+  CHECK(wait_for(&world, &decode, id).outcome == Outcome::kFailed);
+  settle(&world);
+}
+
+TEST_CASE("rooms: a draining prefill finishes what it has and refuses the rest") {
+  World world(10, {});
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const std::uint64_t first = decode.request(prefill.address, 250, kMinute);
+  world.run(Duration(500'000));
+  prefill.sender->drain();
+  const std::uint64_t second = decode.request(prefill.address, 250, kMinute);
+  CHECK(wait_for(&world, &decode, first).outcome == Outcome::kCommitted);
+  CHECK(wait_for(&world, &decode, second).outcome == Outcome::kFailed);
+  CHECK(decode.requests[second].retryable);
+  settle(&world);
+}
+
+TEST_CASE("links: a peer of another model is refused with a diff") {
+  World world(11, {});
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  decode.kill();
+  decode.fingerprint = "other";
+  decode.start();
+  world.run(Duration(3'000'000'000));
+  const auto view = decode.receiver->prefills().at(0);
+  CHECK(view.state == transfer::LinkState::kRefused);
+  CHECK(view.why.code() == StatusCode::kIncompatible);
+  CHECK(view.why.message().find("other here, model there") != std::string::npos);
+  CHECK_FALSE(decode.ready(prefill.address));
+}
+
+TEST_CASE("links: a removed prefill's rooms fail and may be retried elsewhere") {
+  World world(12, {});
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const std::uint64_t id = decode.request(prefill.address, 250, kMinute);
+  world.run(Duration(900'000));
+  decode.receiver->remove_prefill(prefill.address);
+  CHECK(decode.requests[id].outcome == Outcome::kFailed);
+  CHECK(decode.requests[id].retryable);
+  CHECK(world.run_until([&] { return decode.receiver->prefills().empty(); }));
+  settle(&world);
+  decode.receiver->add_prefill(prefill.address);
+  CHECK(world.run_until([&] { return world.links_ready(); }));
+}
+
+}  // namespace
+}  // namespace kvd::sim
