@@ -17,20 +17,19 @@ finish() {
 trap finish EXIT
 read -r -t 60 -u "$route_fd" ready
 registry=$(sed -E 's/.*"control":"([^"]+)".*/\1/' <<<"$ready")
-server=$(sed -E 's/.*"http":"([^"]+)".*/\1/' <<<"$ready")
 
 worker=(--model "$model" --kv-memory 256MiB --http 127.0.0.1:0 --listen 127.0.0.1:0 --log-level warn --join "$registry")
 exec {prefill_fd}< <(exec kvd-prefill "${worker[@]}")
 pids+=($!)
+read -r -t 60 -u "$prefill_fd" ready
 exec {decode_fd}< <(exec kvd-decode "${worker[@]}")
 pids+=($!)
-read -r -t 60 -u "$prefill_fd" ready
 read -r -t 60 -u "$decode_fd" ready
 
 for country in France Japan Egypt Peru; do
   printf '{"id":"%s","prompt":"The capital of %s is","max_tokens":6}\n' "$country" "$country"
 done |
-  kvd-route generate --ndjson --url "$server" --concurrency 4 --temperature 0 |
+  kvd-route generate --ndjson --join "$registry" --concurrency 4 --temperature 0 |
   python3 -c '
 import json, sys
 for line in sys.stdin:
