@@ -101,7 +101,7 @@ Status LocalRouter::wait_for_pair(const GenerateOptions& options) {
   }
   if (members->usable(clock.now())) return {};
   if (interrupted()) return {StatusCode::kFailed, "interrupted before any worker was there"};
-  const Result<Assignment> pair = members->pick("", {}, clock.now());
+  const Result<Assignment> pair = members->pick("", {}, {}, clock.now());
   if (pair.ok()) {
     members->release(*pair, Outcome::kNeutral, Outcome::kNeutral, clock.now());
     return {};

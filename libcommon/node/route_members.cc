@@ -127,9 +127,9 @@ std::string RouteMembers::state(const Worker& worker, TimePoint now) const {
   return worker.breaker.allows(now) ? "ready" : "tripped";
 }
 
-std::vector<RouteMembers::Table::const_iterator> RouteMembers::usable_workers(
-    const std::string& role, const std::string& model, TimePoint now) const {
-  std::vector<Table::const_iterator> out;
+RouteMembers::Workers RouteMembers::usable_workers(const std::string& role,
+                                                   const std::string& model, TimePoint now) const {
+  Workers out;
   for (auto it = workers_.begin(); it != workers_.end(); ++it) {
     const Worker& worker = it->second;
     if (worker.role != role || state(worker, now) != "ready") continue;
@@ -157,49 +157,59 @@ std::string RouteMembers::why_none(const std::string& role, TimePoint now) const
   return text;
 }
 
-Result<Assignment> RouteMembers::pick(const std::string& model, std::span<const std::string> tried,
-                                      TimePoint now) {
-  const std::lock_guard lock(mutex_);
-  std::vector<Table::const_iterator> decodes = usable_workers("decode", model, now);
-  if (decodes.empty()) {
-    const bool served = std::any_of(workers_.begin(), workers_.end(), [&](const auto& entry) {
-      return entry.second.role == "decode" && entry.second.info.model == model;
-    });
-    if (!model.empty() && !served && !usable_workers("decode", "", now).empty()) {
-      return Status(StatusCode::kNotFound, "no worker serves model '" + model + "'");
+// Narrows both sides down to workers between which KV can go.
+Status RouteMembers::match_kinds(Workers* prefills, Workers* decodes, TimePoint now) {
+  std::set<std::string> kinds;
+  for (const auto& decode : *decodes) {
+    const std::string kind = kv_kind(decode->second.info);
+    if (std::any_of(prefills->begin(), prefills->end(),
+                    [&](const auto& p) { return kv_kind(p->second.info) == kind; })) {
+      kinds.insert(kind);
     }
-    return unavailable(why_none("decode", now));
   }
-  std::vector<Table::const_iterator> prefills = usable_workers("prefill", model, now);
+  if (kinds.empty()) {
+    if (prefills->empty()) return unavailable(why_none("prefill", now));
+    return unavailable("no prefill and decode worker have the same model and KV layout");
+  }
+  const auto turn = static_cast<std::ptrdiff_t>(group_turn_++ % kinds.size());
+  const std::string kind = *std::next(kinds.begin(), turn);
+  const auto other = [&](const auto& it) { return kv_kind(it->second.info) != kind; };
+  std::erase_if(*prefills, other);
+  std::erase_if(*decodes, other);
+  return {};
+}
+
+Status RouteMembers::no_decode(const std::string& model, TimePoint now) const {
+  const bool served = std::any_of(workers_.begin(), workers_.end(), [&](const auto& entry) {
+    return entry.second.role == "decode" && entry.second.info.model == model;
+  });
+  if (!model.empty() && !served && !usable_workers("decode", "", now).empty()) {
+    return {StatusCode::kNotFound, "no worker serves model '" + model + "'"};
+  }
+  return unavailable(why_none("decode", now));
+}
+
+Result<Assignment> RouteMembers::pick(const std::string& model, std::span<const std::string> tried,
+                                      std::span<const std::string> avoid, TimePoint now) {
+  const std::lock_guard lock(mutex_);
+  Workers decodes = usable_workers("decode", model, now);
+  if (decodes.empty()) return no_decode(model, now);
+  Workers prefills = usable_workers("prefill", model, now);
   // Without any prefill of its own the router leaves the choice to decode.
   const bool leave_choice = !standalone_ && !knows("prefill");
-  if (!leave_choice) {
-    std::set<std::string> kinds;
-    for (const auto& decode : decodes) {
-      const std::string kind = kv_kind(decode->second.info);
-      if (std::any_of(prefills.begin(), prefills.end(),
-                      [&](const auto& p) { return kv_kind(p->second.info) == kind; })) {
-        kinds.insert(kind);
-      }
-    }
-    if (kinds.empty()) {
-      if (prefills.empty()) return unavailable(why_none("prefill", now));
-      return unavailable("no prefill and decode worker have the same model and KV layout");
-    }
-    const std::string kind =
-        *std::next(kinds.begin(), static_cast<std::ptrdiff_t>(group_turn_++ % kinds.size()));
-    const auto other = [&](const auto& it) { return kv_kind(it->second.info) != kind; };
-    std::erase_if(prefills, other);
-    std::erase_if(decodes, other);
-  }
-  const auto candidates = [](const std::vector<Table::const_iterator>& from) {
-    std::vector<router::Candidate> out;
+  if (!leave_choice) KVD_RETURN_IF_ERROR(match_kinds(&prefills, &decodes, now));
+
+  const auto candidates = [&](const Workers& from) {
+    std::vector<router::Candidate> all, fresh;
     for (const auto& it : from) {
       const proto::Load& load = it->second.info.load;
-      out.push_back({it->first, load.queue, load.running, load.free_pages, load.total_pages,
+      all.push_back({it->first, load.queue, load.running, load.free_pages, load.total_pages,
                      it->second.assigned});
+      if (std::find(avoid.begin(), avoid.end(), it->first) == avoid.end()) {
+        fresh.push_back(all.back());
+      }
     }
-    return out;
+    return fresh.empty() ? all : fresh;
   };
   std::vector<router::Candidate> prefill_candidates = candidates(prefills);
   if (leave_choice) prefill_candidates.assign(1, router::Candidate{});
@@ -243,6 +253,9 @@ void RouteMembers::settle(const std::string& address, Outcome outcome, TimePoint
       }
       break;
     }
+    case Outcome::kDoubtful:
+      worker.suspect = true;
+      [[fallthrough]];
     case Outcome::kNeutral:
       worker.breaker.neutral();
       break;
@@ -257,10 +270,10 @@ void RouteMembers::release(const Assignment& pair, Outcome prefill, Outcome deco
 
 bool RouteMembers::usable(TimePoint now) const {
   const std::lock_guard lock(mutex_);
-  const std::vector<Table::const_iterator> decodes = usable_workers("decode", "", now);
+  const Workers decodes = usable_workers("decode", "", now);
   if (decodes.empty()) return false;
   if (!standalone_ && !knows("prefill")) return true;
-  const std::vector<Table::const_iterator> prefills = usable_workers("prefill", "", now);
+  const Workers prefills = usable_workers("prefill", "", now);
   return std::any_of(decodes.begin(), decodes.end(), [&](const auto& decode) {
     return std::any_of(prefills.begin(), prefills.end(), [&](const auto& prefill) {
       return kv_kind(prefill->second.info) == kv_kind(decode->second.info);

@@ -59,8 +59,9 @@ struct Assignment {
   std::string key() const { return prefill + ">" + decode; }
 };
 
-// kBroken: a failure of the connection itself.
-enum class Outcome { kSuccess, kFailure, kBroken, kNeutral };
+// kBroken: a failure of the connection itself. kDoubtful: somebody else could not reach it; it is
+// asked again before it gets more, and its breaker does not count it.
+enum class Outcome { kSuccess, kFailure, kBroken, kDoubtful, kNeutral };
 
 class RouteMembers {
  public:
@@ -84,10 +85,12 @@ class RouteMembers {
   // Workers that have become silent since the last call. Forgets those that discovery forgot.
   std::vector<std::string> take_silent(TimePoint now);
 
-  // A pair for a request for `model` (empty: any). `tried` holds the keys of former attempts.
-  // kNotFound: no worker serves this model; kUnavailable: no pair is usable, the text says why.
+  // A pair for a request for `model` (empty: any). `tried` holds the keys of former attempts,
+  // `avoid` the workers that were to blame for their failures: both are avoided while others are
+  // left. kNotFound: no worker serves this model; kUnavailable: no pair is usable, the text says
+  // why.
   Result<Assignment> pick(const std::string& model, std::span<const std::string> tried,
-                          TimePoint now);
+                          std::span<const std::string> avoid, TimePoint now);
   // Exactly once for each pick.
   void release(const Assignment& pair, Outcome prefill, Outcome decode, TimePoint now);
   // Whether pick() would find a pair for any model.
@@ -115,13 +118,15 @@ class RouteMembers {
     std::uint32_t assigned = 0;
   };
   using Table = std::map<std::string, Worker>;
+  using Workers = std::vector<Table::const_iterator>;
 
   RouteMembers(bool standalone, Duration dead_after, std::uint64_t seed);
   // "ready", "draining", "silent", "unknown" (never answered), "wrong-role", "suspect", "tripped"
   // (its breaker is open).
   std::string state(const Worker& worker, TimePoint now) const;
-  std::vector<Table::const_iterator> usable_workers(const std::string& role,
-                                                    const std::string& model, TimePoint now) const;
+  Workers usable_workers(const std::string& role, const std::string& model, TimePoint now) const;
+  Status match_kinds(Workers* prefills, Workers* decodes, TimePoint now);
+  Status no_decode(const std::string& model, TimePoint now) const;
   bool knows(const std::string& role) const;
   std::string why_none(const std::string& role, TimePoint now) const;
   std::string worker_json(const std::string& address, const Worker& worker, TimePoint now) const;

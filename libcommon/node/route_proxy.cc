@@ -105,9 +105,10 @@ struct RouteProxy::Exchange {
 
   std::mutex
       mutex;  // guards the rest; never held while the responder is called or a call cancelled
-  std::uint32_t attempts = 0;  // sent to a pair
-  std::uint32_t waits = 0;     // times that there was no pair, since then
-  std::vector<std::string> tried;
+  std::uint32_t attempts = 0;      // sent to a pair
+  std::uint32_t waits = 0;         // times that there was no pair, since then
+  std::vector<std::string> tried;  // keys of the pairs
+  std::vector<std::string> avoid;  // workers that were to blame
   std::shared_ptr<Attempt> attempt;
   bool relayed = false;  // part of a stream has been passed on
   bool gone = false;
@@ -189,17 +190,18 @@ void RouteProxy::handle(http::Request request, std::shared_ptr<http::Responder> 
 
 void RouteProxy::start_attempt(const Shared& exchange) {
   const TimePoint now = clock_->now();
-  std::vector<std::string> tried;
+  std::vector<std::string> tried, avoid;
   {
     const std::lock_guard lock(exchange->mutex);
     if (exchange->done) return;
     tried = exchange->tried;
+    avoid = exchange->avoid;
   }
   if (now >= exchange->deadline) {
     answer_error(exchange, Status(StatusCode::kDeadline, "the request's deadline has passed"));
     return;
   }
-  Result<Assignment> pair = members_->pick(exchange->model, tried, now);
+  Result<Assignment> pair = members_->pick(exchange->model, tried, avoid, now);
   if (pair.ok()) {
     const Status started = launch(exchange, std::move(*pair), now);
     if (!started.ok()) answer_error(exchange, started);
@@ -328,6 +330,33 @@ void RouteProxy::on_data(const Shared& exchange, const std::shared_ptr<Attempt>&
   if (!held) (void)responder.write(std::string(bytes));
 }
 
+// What the end of a leg says of the two workers. 502 and "unavailable" from decode tell of its
+// prefill.
+void RouteProxy::blame(Exchange& exchange, Attempt& attempt, Side side) {
+  const bool is_decode = side == Side::kDecode;
+  const Leg& leg = is_decode ? attempt.decode : attempt.prefill;
+  Outcome& mine = is_decode ? attempt.decode_outcome : attempt.prefill_outcome;
+  const std::string& me = is_decode ? attempt.pair.decode : attempt.pair.prefill;
+  const int status = leg.head.status;
+  if (!leg.end.ok()) {
+    if (clock_->now() >= exchange.deadline) return;
+    mine = Outcome::kBroken;
+    exchange.avoid.push_back(me);
+  } else if (status < 500) {
+    mine = Outcome::kSuccess;
+  } else if (status == 502 || status == 503) {
+    const Result<http::Answer> answer = http::parse_answer(leg.body);
+    const bool missed =
+        answer.ok() && answer->error && answer->error->code() == StatusCode::kUnavailable;
+    const bool other = is_decode && (status == 502 || missed) && !attempt.pair.prefill.empty();
+    if (other) attempt.prefill_outcome = status == 502 ? Outcome::kBroken : Outcome::kDoubtful;
+    exchange.avoid.push_back(other ? attempt.pair.prefill : me);
+  } else if (status != 504) {
+    mine = Outcome::kFailure;
+    exchange.avoid.push_back(me);
+  }
+}
+
 void RouteProxy::on_end(const Shared& exchange, const std::shared_ptr<Attempt>& attempt, Side side,
                         const Status& end) {
   std::vector<std::shared_ptr<http::Call>> cancelled;
@@ -342,18 +371,10 @@ void RouteProxy::on_end(const Shared& exchange, const std::shared_ptr<Attempt>& 
     if (is_decode && exchange->relayed && !leg.body.empty()) leg.end = Status();  // all was there
     const bool ours = end.code() == StatusCode::kCancelled && leg.lost.ok();
     const bool good = leg.end.ok() && is_success(leg.head.status);
-    Outcome& mine = is_decode ? attempt->decode_outcome : attempt->prefill_outcome;
-    Outcome& theirs = is_decode ? attempt->prefill_outcome : attempt->decode_outcome;
-    if (good || (leg.end.ok() && leg.head.status < 500)) {
-      mine = Outcome::kSuccess;
-    } else if (attempt->decided_by || ours || exchange->gone || exchange->done) {
-      // The other leg failed first, or nobody waits: says nothing of this worker.
-    } else if (!leg.end.ok()) {
-      if (clock_->now() < exchange->deadline) mine = Outcome::kBroken;
-    } else if (leg.head.status == 502) {
-      theirs = is_decode ? Outcome::kFailure : theirs;  // decode reports what its prefill did
-    } else if (leg.head.status != 503 && leg.head.status != 504) {
-      mine = Outcome::kFailure;
+    // Once another leg failed, or nobody waits, an end says nothing of this worker.
+    const bool answered = leg.end.ok() && leg.head.status < 500;
+    if (answered || !(attempt->decided_by || ours || exchange->gone || exchange->done)) {
+      blame(*exchange, *attempt, side);
     }
     if (!exchange->done && !attempt->decided_by) {
       if (is_decode) {

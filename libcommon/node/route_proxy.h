@@ -69,6 +69,7 @@ class RouteProxy {
                std::string_view bytes);
   void on_end(const Shared& exchange, const std::shared_ptr<Attempt>& attempt, Side side,
               const Status& end);
+  void blame(Exchange& exchange, Attempt& attempt, Side side);
   void conclude(const Shared& exchange, const std::shared_ptr<Attempt>& attempt);
   void act_on(const Shared& exchange, const Attempt& attempt, Leg& leg);
   void try_later(const Shared& exchange, Duration delay);

@@ -1,5 +1,6 @@
 #include <catch2/catch.hpp>
 
+#include "http/openai.h"
 #include "unit/node/fake_worker.h"
 
 using namespace kvd;
@@ -180,6 +181,23 @@ TEST_CASE("router: answers of the kinds 4xx and 504 are passed on and never retr
     CHECK(response.body == "{\"error\":{\"message\":\"mine\"}}");
     CHECK(decode.seen.count() == 1);
   }
+}
+
+TEST_CASE("router: a prefill that decode cannot reach is replaced, and decode is not blamed") {
+  FakeWorker dead("prefill", silence());
+  FakeWorker good("prefill", silence());
+  FakeWorker decode("decode", [&](const http::Request& request,
+                                  const std::shared_ptr<http::Responder>& to) {
+    const bool fine = request.body.find(good.address()) != std::string::npos;
+    answer_json(to, fine ? 200 : 503,
+                fine ? "{\"good\":1}" : http::error_body(unavailable("no link to that prefill")));
+  });
+  Router router(lists({&dead, &good}, {&decode}));
+  REQUIRE(router.wait_healthy());
+  REQUIRE(eventually(
+      [&] { return has_line(router, "kvd_router_workers{role=\"prefill\",state=\"ready\"} 2"); }));
+  for (int i = 0; i < 12; ++i) CHECK(router.post(kBody).body == "{\"good\":1}");
+  CHECK(router.get("/workers").body.find("\"breaker\":\"open\"") == std::string::npos);
 }
 
 TEST_CASE("router: the last failure is the answer when the attempts are used up") {

@@ -37,7 +37,7 @@ struct Table {
     answer(role, address);
   }
   Result<Assignment> pick(const std::vector<std::string>& tried = {}) {
-    return members->pick("", tried, now);
+    return members->pick("", tried, {}, now);
   }
   void report(const Assignment& pair, Outcome prefill, Outcome decode) {
     members->release(pair, prefill, decode, now);
@@ -206,8 +206,8 @@ TEST_CASE("router table: a pair shares model and KV layout") {
     REQUIRE(pair.ok());
     CHECK(pair->decode == "d:1");
   }
-  CHECK(table.members->pick("big", {}, table.now).status().code() == StatusCode::kUnavailable);
-  CHECK(table.members->pick("none", {}, table.now).status().code() == StatusCode::kNotFound);
+  CHECK(table.members->pick("big", {}, {}, table.now).status().code() == StatusCode::kUnavailable);
+  CHECK(table.members->pick("none", {}, {}, table.now).status().code() == StatusCode::kNotFound);
   CHECK(table.members->models(table.now) == std::vector<std::string>{"big", "m"});
 }
 
@@ -220,6 +220,20 @@ TEST_CASE("router table: pairs already tried are avoided while others are left")
     const Result<Assignment> pair = table.pick({"p:1>d:1"});
     REQUIRE(pair.ok());
     CHECK(pair->decode == "e:1");
+  }
+}
+
+TEST_CASE("router table: workers to blame are avoided while others are left") {
+  Table table;
+  table.add("prefill", "p:1");
+  table.add("prefill", "q:1");
+  table.add("decode", "d:1");
+  const std::vector<std::string> avoid = {"p:1", "d:1"};
+  for (int i = 0; i < 4; ++i) {
+    const Result<Assignment> pair = table.members->pick("", {}, avoid, table.now);
+    REQUIRE(pair.ok());
+    CHECK(pair->prefill == "q:1");
+    CHECK(pair->decode == "d:1");
   }
 }
 
