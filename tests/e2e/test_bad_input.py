@@ -48,12 +48,12 @@ def command_lines():
     fails(2, "64KiB", "kvd-prefill", *MOCK, "--kv-memory", "lots")
     fails(2, "--kv-memory", "kvd-prefill", *WORKER, "--engine", "mock", "--shape", "llama-3.1-8b",
           "--kv-memory", "1MiB")
-    fails(2, "--shape", "kvd-prefill", *WORKER, "--engine", "mock", "--shape", "nosuch")
+    fails(2, "shape", "kvd-prefill", *WORKER, "--engine", "mock", "--shape", "nosuch")
     fails(2, "--insecure", "kvd-prefill", "--listen", "0.0.0.0:0", "--http", "127.0.0.1:0", "--engine", "mock")
     fails(2, "--prefill", "kvd-decode", *MOCK)
     fails(3, "verbs", "kvd-prefill", *MOCK, "--provider", "verbs;ofi_rxm")
     fails(3, "--require-rdma", "kvd-prefill", *MOCK, "--require-rdma")
-    fails(2, "shm", "kvd-prefill", *MOCK, "--provider", "shm")
+    fails(3, "shm", "kvd-prefill", *MOCK, "--provider", "shm")
     fails(4, "127.0.0.1:1", "kvd-route", "generate", "--decode", "127.0.0.1:1", "--timeout", "300ms")
 
 
@@ -110,7 +110,7 @@ def http_bodies(decode):
         (url, {"prompt": "x", "model": "nosuch"}, 404, "nosuch"),
         (url, {"prompt": "x", "kvd_prefill": "10.1.2.3:4"}, 400, "10.1.2.3:4"),
         (chat, {"messages": []}, 400, "messages"),
-        (chat, {"messages": [{"role": "nobody", "content": "x"}]}, 400, "nobody"),
+        (chat, {"messages": [{"role": "nobody", "content": "x"}]}, 400, "role"),
         (decode.http + "/v1/nothing", {"x": 1}, 404, "/v1/nothing"),
     ]
     for where, body, want, needle in cases:
