@@ -2,6 +2,8 @@
 // connection.h has what happens on one; outbox.cc frames the answers.
 #include "http/server.h"
 
+#include <poll.h>
+
 #include <atomic>
 #include <boost/asio/executor_work_guard.hpp>
 #include <mutex>
@@ -48,6 +50,7 @@ class Core final : public ConnectionHost, public std::enable_shared_from_this<Co
   Status bind_to(const HostPort& wanted, const tcp::endpoint& endpoint);
   void accept();
   void accepted(const error_code& ec, Socket socket);
+  bool someone_waits();
   void retry_later(const error_code& ec);
   void evict_idle();
 
@@ -136,8 +139,23 @@ void Core::accepted(const error_code& ec, Socket socket) {
   accept();
 }
 
-// Out of descriptors: the clients wait in the kernel's queue until some are free again.
+bool Core::someone_waits() {
+  pollfd entry{acceptor_.native_handle(), POLLIN, 0};
+  return ::poll(&entry, 1, 0) > 0;
+}
+
+// Out of descriptors: clients wait in the kernel's queue until some are free again. Linux takes the
+// descriptor before it looks for a client, so nobody may be there to make room for.
 void Core::retry_later(const error_code& ec) {
+  if (!someone_waits()) {
+    accepting_ = true;
+    acceptor_.async_wait(Acceptor::wait_read,
+                         [self = shared_from_this()](const error_code& wait_ec) {
+                           self->accepting_ = false;
+                           if (!wait_ec) self->accept();
+                         });
+    return;
+  }
   std::uint64_t suppressed = 0;
   if (fault_log_.allow(clock_.now(), &suppressed)) {
     log_warn("cannot accept http connections for now",
