@@ -30,8 +30,10 @@ class Inquiry final : LoopTask {
     std::string role;  // as listed, empty: not known
     control::PeerRef peer = 0;
     TimePoint first_asked{0}, next_ask{0}, last_answer{0};
-    bool send_drain = false;
+    bool send_drain = false;  // once it has answered
+    bool drain_sent = false;
     bool answered = false;
+    bool lost = false;  // not connected any more, after drain_sent
     Incarnation incarnation;
     proto::Described info;
   };
@@ -82,7 +84,7 @@ Status Inquiry::open() {
       channel_.get(), Incarnation{secure_random_u63()}, &clock_, nullptr);
   if (options_.join.empty()) return {};
   client_ = std::make_unique<RegistryClient>(messenger_.get(), options_.join, &clock_);
-  return client_->open();
+  return client_->open().with_context("--join");
 }
 
 Status Inquiry::add(const std::string& role, const std::string& address, bool drain) {
@@ -125,11 +127,11 @@ bool Inquiry::step() {
   for (auto& [address, worker] : workers_) {
     if (now < worker.next_ask) continue;
     worker.next_ask = now + kAskInterval;
-    if (worker.send_drain) {
-      (void)messenger_->send(worker.peer, Incarnation{}, proto::Drain{});
-    } else {
-      (void)messenger_->send(worker.peer, Incarnation{}, proto::Describe{});
-    }
+    const bool drain = worker.send_drain && worker.answered;
+    const Status sent = drain ? messenger_->send(worker.peer, Incarnation{}, proto::Drain{})
+                              : messenger_->send(worker.peer, Incarnation{}, proto::Describe{});
+    worker.lost = worker.drain_sent && sent.code() == StatusCode::kUnavailable;
+    worker.drain_sent = worker.drain_sent || (drain && sent.ok());
   }
   if (done_(*this)) {
     over_ = true;
@@ -227,10 +229,11 @@ Result<WorkerRow> drain_worker(const std::string& address, bool wait, const Admi
   bool gone = false;
   const Status status = inquiry.run([&](Inquiry& asked) {
     const Inquiry::Worker& worker = asked.workers().begin()->second;
+    // An idle worker ends so soon after Drain that its answer may be lost with it.
+    gone = worker.lost || (worker.drain_sent && asked.now() - worker.last_answer > kListedWait);
+    if (gone) return true;
     if (!worker.answered || !worker.info.load.draining) return false;
-    if (!wait) return true;
-    gone = asked.now() - worker.last_answer > kListedWait;
-    return gone || (worker.info.load.running == 0 && worker.info.load.queue == 0);
+    return !wait || (worker.info.load.running == 0 && worker.info.load.queue == 0);
   });
   const Inquiry::Worker& worker = inquiry.workers().begin()->second;
   if (status.code() == StatusCode::kFailed) return status;

@@ -15,7 +15,7 @@ RegistryClient::RegistryClient(control::Messenger* messenger, std::string regist
 
 Status RegistryClient::open() {
   Result<control::PeerRef> peer = messenger_->channel().dial(registry_);
-  if (!peer.ok()) return peer.status().with_context("--join");
+  if (!peer.ok()) return peer.status();
   peer_ = *peer;
   return {};
 }

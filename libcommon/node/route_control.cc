@@ -70,7 +70,7 @@ Status RouteControl::open(Metrics* metrics) {
   if (!options_.join.empty()) {
     client_ = std::make_unique<RegistryClient>(messenger_.get(), options_.join, clock_,
                                                options_.dead_after);
-    KVD_RETURN_IF_ERROR(client_->open());
+    KVD_RETURN_IF_ERROR(client_->open().with_context("--join"));
   }
   for (const std::string& address : members_->addresses()) {
     const Result<control::PeerRef> ref = channel_->dial(address);

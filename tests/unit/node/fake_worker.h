@@ -112,6 +112,8 @@ class FakeWorker final : LoopTask {
   ~FakeWorker() override { die(); }
 
   std::string address() const { return channel_ ? channel_->address() : ""; }
+  // Drain ends it before it could answer.
+  void end_on_drain() { end_on_drain_ = true; }
   // No Describe is answered any more, while HTTP connections stay as they are.
   void fall_silent() { silent_ = true; }
   // As after SIGKILL.
@@ -138,6 +140,10 @@ class FakeWorker final : LoopTask {
     while (auto received = messenger_->receive()) {
       any = true;
       if (silent_ || (registry_ && registry_->on_message(*received))) continue;
+      if (received->envelope.type == proto::MessageType::kDrain && end_on_drain_) {
+        over_ = true;
+        return true;
+      }
       if (received->envelope.type == proto::MessageType::kDrain) described_.load.draining = true;
       if (received->envelope.type == proto::MessageType::kDescribe ||
           received->envelope.type == proto::MessageType::kDrain) {
@@ -162,7 +168,7 @@ class FakeWorker final : LoopTask {
   std::unique_ptr<RegistryClient> registry_;
   proto::Described described_;
   EventLoop loop_{&clock_, LoopOptions{Duration(0), false, Duration(50'000'000)}};
-  std::atomic<bool> over_{false}, silent_{false};
+  std::atomic<bool> over_{false}, silent_{false}, end_on_drain_{false};
   std::thread thread_;
 };
 

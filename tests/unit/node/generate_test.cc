@@ -258,6 +258,11 @@ TEST_CASE("admin: drain asks the worker and waits until it is idle") {
   const auto row = drain_worker(decode.address(), true, options);
   REQUIRE(row.ok());
   CHECK(row->state == "draining");
+  FakeWorker idle("decode", echo);
+  idle.end_on_drain();
+  const auto gone = drain_worker(idle.address(), true, options);
+  REQUIRE(gone.ok());
+  CHECK(gone->state == "gone");
   options.timeout = Duration(200'000'000);
   CHECK(drain_worker("127.0.0.1:1", false, options).status().code() == StatusCode::kUnavailable);
   const auto keys = make_keys();
