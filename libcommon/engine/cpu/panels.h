@@ -37,7 +37,7 @@ struct Matrix {
   const std::byte* data = nullptr;  // 64-byte aligned
 };
 
-constexpr bool is_quantized(PanelType type) {
+static constexpr bool is_quantized(PanelType type) {
   return type == PanelType::kQ4 || type == PanelType::kQ8;
 }
 
