@@ -318,4 +318,16 @@ bool KvReceiver::idle() const {
 
 std::size_t KvReceiver::rooms() const { return impl_->rooms_.size(); }
 
+std::vector<SlotView> KvReceiver::slots() const {
+  std::vector<SlotView> out;
+  for (std::uint32_t slot = 0; slot < impl_->slots_.size(); ++slot) {
+    const std::uint32_t generation = impl_->slots_.generation(slot);
+    const std::uint64_t owner = impl_->slots_.owner(slot, generation);
+    if (owner == 0) continue;
+    const ReceiverRoom* room = impl_->find(owner);
+    out.push_back({slot, generation, room == nullptr ? RoomId{} : room->id});
+  }
+  return out;
+}
+
 }  // namespace kvd::transfer

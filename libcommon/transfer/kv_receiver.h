@@ -76,6 +76,12 @@ struct PrefillView {
   Duration round_trip{0};
 };
 
+// A metadata slot that is leased: `leaks` and the simulation look at them. Room 0: a link's test write.
+struct SlotView {
+  std::uint32_t slot = 0, generation = 0;
+  RoomId room;
+};
+
 class ReceiverHost {
  public:
   virtual ~ReceiverHost() = default;
@@ -120,6 +126,7 @@ class KvReceiver {
   bool may_wait();
   bool idle() const;  // no rooms, nothing quarantined
   std::size_t rooms() const;
+  std::vector<SlotView> slots() const;  // those that are leased
 
  private:
   struct Impl;

@@ -149,6 +149,8 @@ struct KvReceiver::Impl {
   const Clock* clock_;
   Rng* rng_;
   TransferMetrics metrics_;
+  // Reused by every poll: an idle loop polls each link some hundred thousand times a second.
+  std::vector<fabric::Completion> completions_{64};
   ReceiverHost* host_;
   SlotTable slots_;
 

@@ -380,18 +380,17 @@ void KvReceiver::Impl::tend_link(ReceiverLink* link, TimePoint now) {
 bool KvReceiver::Impl::poll_endpoint(ReceiverLink* link) {
   bool busy = false;
   while (link->endpoint != nullptr && link->end.ok()) {
-    fabric::Completion completions[64];
-    const std::size_t count = link->endpoint->poll(completions);
+    const std::size_t count = link->endpoint->poll(completions_);
     for (std::size_t i = 0; i < count && link->end.ok(); ++i) {
-      if (completions[i].kind == fabric::CompletionKind::kFault) {
-        note_end(link, completions[i].status.with_context("the endpoint failed"));
-      } else if (completions[i].kind == fabric::CompletionKind::kRemoteData) {
-        on_record(link, proto::slot_of(completions[i].data),
-                  proto::generation_of(completions[i].data));
+      if (completions_[i].kind == fabric::CompletionKind::kFault) {
+        note_end(link, completions_[i].status.with_context("the endpoint failed"));
+      } else if (completions_[i].kind == fabric::CompletionKind::kRemoteData) {
+        on_record(link, proto::slot_of(completions_[i].data),
+                  proto::generation_of(completions_[i].data));
       }
     }
     busy = busy || count != 0;
-    if (count < std::size(completions)) break;
+    if (count < completions_.size()) break;
   }
   return busy;
 }

@@ -187,6 +187,8 @@ struct KvSender::Impl {
   const Clock* clock_;
   Rng* rng_;
   TransferMetrics metrics_;
+  // Reused by every poll: an idle loop polls each link some hundred thousand times a second.
+  std::vector<fabric::Completion> completions_{64};
   SenderHost* host_;
   std::vector<kv::LayerGroup> groups_;
   Staging staging_;

@@ -191,10 +191,9 @@ bool KvSender::Impl::pump(SenderLink* link) {
     link->pipeline->pump();
     close_rooms(link);
     link->pipeline->pump();
-    fabric::Completion completions[64];
-    const std::size_t count = link->endpoint->poll(completions);
+    const std::size_t count = link->endpoint->poll(completions_);
     for (std::size_t i = 0; i < count && link->end.ok(); ++i) {
-      on_completion(link, completions[i]);
+      on_completion(link, completions_[i]);
     }
     if (link->end.ok() && !link->pipeline->health().ok()) {
       link->end = link->pipeline->health();

@@ -39,6 +39,8 @@ class SlotTable {
   std::uint64_t owner(std::uint32_t slot, std::uint32_t generation) const;
   std::span<const std::byte, proto::kRecordBytes> record(std::uint32_t slot) const;
 
+  // Of the slot's last lease.
+  std::uint32_t generation(std::uint32_t slot) const { return slots_[slot].generation; }
   std::uint32_t size() const { return static_cast<std::uint32_t>(slots_.size()); }
   std::uint32_t available() const { return static_cast<std::uint32_t>(free_.size()); }
 
