@@ -133,8 +133,13 @@ class Tree:
                 if re.search(pattern, line) and not re.match(door, path.as_posix()):
                     self.report("%s:%d" % (path, number), why)
 
-    def check(self):
+    def check(self, only=None):
+        """The whole tree, or the link lists and one file."""
         self.check_lists()
+        if only is not None:
+            if only.suffix in SOURCES and only.parent.name != "libcommon":
+                self.check_file(only)
+            return 1
         files = 0
         for top in ("libcommon", "tools"):
             for full in sorted((self.root / top).rglob("*")):
@@ -182,7 +187,7 @@ def self_test(root):
             before = path.read_text() if path.exists() else None
             path.write_text((before or "") + "\n" + line + "\n")
             tree = Tree(copy)
-            tree.check()
+            tree.check(only=pathlib.Path(file))
             path.unlink() if before is None else path.write_text(before)
             return tree.problems
 
