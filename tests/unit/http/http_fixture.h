@@ -51,27 +51,33 @@ class Awaited {
   int times_ = 0;
 };
 
+// False when nobody listens there.
+inline bool connect_to(int fd, const std::string& address) {
+  const Result<HostPort> where = parse_host_port(address);
+  if (!where.ok()) return false;
+  sockaddr_in peer{};
+  peer.sin_family = AF_INET;
+  peer.sin_port = htons(where->port);
+  inet_pton(AF_INET, where->host.c_str(), &peer.sin_addr);
+  return ::connect(fd, reinterpret_cast<sockaddr*>(&peer), sizeof(peer)) == 0;
+}
+
 // A client that sends what it is told, right or wrong.
 class RawClient {
  public:
-  explicit RawClient(const std::string& address, int receive_buffer = 0) {
-    const Result<HostPort> where = parse_host_port(address);
-    REQUIRE(where.ok());
-    fd_ = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-    REQUIRE(fd_ >= 0);
+  // Not yet connected.
+  RawClient() : fd_(socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0)) { REQUIRE(fd_ >= 0); }
+  explicit RawClient(const std::string& address, int receive_buffer = 0) : RawClient() {
     if (receive_buffer > 0) {
       setsockopt(fd_, SOL_SOCKET, SO_RCVBUF, &receive_buffer, sizeof(receive_buffer));
     }
-    sockaddr_in peer{};
-    peer.sin_family = AF_INET;
-    peer.sin_port = htons(where->port);
-    inet_pton(AF_INET, where->host.c_str(), &peer.sin_addr);
-    REQUIRE(connect(fd_, reinterpret_cast<sockaddr*>(&peer), sizeof(peer)) == 0);
+    REQUIRE(connect(address));
   }
   ~RawClient() { close(); }
   RawClient(const RawClient&) = delete;
   RawClient& operator=(const RawClient&) = delete;
 
+  bool connect(const std::string& address) { return connect_to(fd_, address); }
   // False when the server has closed.
   bool send(std::string_view bytes) {
     while (!bytes.empty()) {
