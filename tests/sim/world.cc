@@ -435,10 +435,43 @@ void Decode::check_prompt(const Request& request, const std::vector<PageIndex>& 
   }
 }
 
-// Cheap enough for every event: the first word of each layer group of each page.
-void Decode::check_first_words() {
+// After each event of the fabric.
+void Decode::check_landings() {
   if (receiver == nullptr) return;
-  const auto groups = kv::layer_groups(pool->layout());
+  check_first_words();
+  check_slots();
+}
+
+// Slots change only while they are leased, and a record in one is of its lease.
+void Decode::check_slots() {
+  const std::byte* begin = memory_.data() + pool->memory_bytes();
+  const std::size_t bytes = std::size_t{world_->options.slots} * proto::kSlotBytes;
+  if (slots_seen_.size() == bytes && std::memcmp(slots_seen_.data(), begin, bytes) == 0) return;
+  std::map<std::uint32_t, transfer::SlotView> leased;
+  for (const transfer::SlotView& slot : receiver->slots()) leased[slot.slot] = slot;
+  slots_seen_.resize(bytes);
+  for (std::uint32_t slot = 0; slot < world_->options.slots; ++slot) {
+    const std::byte* at = begin + std::size_t{slot} * proto::kSlotBytes;
+    if (std::memcmp(slots_seen_.data() + (at - begin), at, proto::kSlotBytes) == 0) continue;
+    const auto lease = leased.find(slot);
+    const auto record = proto::decode_record(
+        std::span<const std::byte, proto::kRecordBytes>(at, proto::kRecordBytes));
+    const bool foreign =
+        lease != leased.end() && record.ok() &&
+        (record->room != lease->second.room || record->generation != lease->second.generation);
+    // A lease clears its slot; everything else that changes one is a write.
+    const bool cleared = std::all_of(at, at + proto::kSlotBytes,
+                                     [](std::byte byte) { return byte == std::byte{0}; });
+    if (!cleared && (lease == leased.end() || foreign)) {
+      world_->violation("a write landed in slot " + std::to_string(slot) + " of " + name +
+                        ", which belongs to " + (foreign ? "another room" : "nobody"));
+    }
+  }
+  std::memcpy(slots_seen_.data(), begin, bytes);
+}
+
+// The first word of each layer of each page.
+void Decode::check_first_words() {
   std::vector<const Lease*> owner(pool->page_count(), nullptr);
   std::vector<std::uint32_t> ordinal(pool->page_count(), 0);
   for (const auto& [id, lease] : leases_) {
@@ -448,17 +481,16 @@ void Decode::check_first_words() {
     }
   }
   for (PageIndex page = 0; page < pool->page_count(); ++page) {
-    for (const kv::LayerGroup& group : groups) {
+    for (std::uint32_t layer = 0; layer < pool->layout().layers; ++layer) {
       std::uint64_t value = 0;
-      std::memcpy(&value, pool->page(page) + pool->layout().offset(group.begin, false, 0, 0), 8);
+      std::memcpy(&value, pool->page(page) + pool->layout().offset(layer, false, 0, 0), 8);
       if (value == kCanary) continue;
       bool allowed = owner[page] != nullptr;
       if (allowed) {
         const Request& request = requests[owner[page]->request];
         const std::uint32_t token = ordinal[page] * pool->layout().page_size;
-        allowed =
-            token < request.prompt.size() &&
-            value == word(key_of(request.prompt), row_number(group.begin, false, 0, token), 0);
+        allowed = token < request.prompt.size() &&
+                  value == word(key_of(request.prompt), row_number(layer, false, 0, token), 0);
       }
       if (!allowed) {
         world_->violation("a write landed in page " + std::to_string(page) + " of " + name +
@@ -511,7 +543,7 @@ void World::tick() {
 bool World::step() {
   const bool moved = fabric.step();
   if (moved) {
-    for (auto& decode : decodes) decode->check_first_words();
+    for (auto& decode : decodes) decode->check_landings();
   }
   if (moved || network.step()) {
     tick();

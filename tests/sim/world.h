@@ -114,7 +114,7 @@ class Decode final : public transfer::ReceiverHost {
   std::uint64_t request(const std::string& prefill, std::uint32_t tokens, Duration timeout,
                         RoomId room = {});
   void abort(std::uint64_t id);
-  void check_first_words();
+  void check_landings();
   void check_all();
   bool ready(const std::string& prefill) const;
 
@@ -153,6 +153,8 @@ class Decode final : public transfer::ReceiverHost {
     TimePoint end;
   };
   void open_waiting();
+  void check_first_words();
+  void check_slots();
   void fill_canary(PageIndex page);
   void check_canary(PageIndex page, const char* when);
   void check_prompt(const Request& request, const std::vector<PageIndex>& pages, const char* when);
@@ -160,6 +162,7 @@ class Decode final : public transfer::ReceiverHost {
 
   World* world_;
   std::vector<std::byte> memory_;
+  std::vector<std::byte> slots_seen_;      // the slots as they were at the last look
   std::map<std::uint64_t, Lease> leases_;  // by lease id
   std::vector<Waiting> waiting_;
   std::vector<Sequence> sequences_;
