@@ -1,0 +1,204 @@
+// Each instruction set's inner loops against plain double arithmetic on the same inputs.
+#include "engine/cpu/kernels.h"
+
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <cstring>
+#include <new>
+#include <vector>
+
+#include "base/rng.h"
+#include "engine/cpu/dispatch.h"
+#include "engine/cpu/float16.h"
+#include "engine/cpu/pack.h"
+#include "support/tiny_llama.h"
+
+namespace kvd::engine::cpu {
+namespace {
+
+// Packed as the loader packs, on memory as aligned as the loader's.
+struct Packed {
+  Packed(const std::vector<std::byte>& file_bytes, const std::string& name)
+      : file(Gguf::parse(file_bytes, "t").value()) {
+    const Tensor& tensor = *file.find(name);
+    matrix = plan_matrix(tensor).value();
+    memory.reset(static_cast<std::byte*>(::operator new(packed_bytes(matrix), kAlign)));
+    for (std::uint32_t p = 0; p < matrix.panels; ++p) {
+      pack_panel(tensor, matrix, p, memory.get() + p * matrix.panel_bytes);
+    }
+    matrix.data = memory.get();
+  }
+  static constexpr std::align_val_t kAlign{64};
+  struct Free {
+    void operator()(std::byte* p) const { ::operator delete(p, kAlign); }
+  };
+  Gguf file;
+  Matrix matrix;
+  std::unique_ptr<std::byte, Free> memory;
+};
+
+struct Inputs {
+  Inputs(const Kernels& kernels, std::uint32_t rows, std::uint32_t columns, std::uint64_t seed)
+      : floats(std::size_t{rows} * columns), quantized(rows * quantized_row_bytes(columns)) {
+    Rng rng(seed);
+    for (float& v : floats) v = static_cast<float>(rng.uniform() * 2 - 1);
+    // A block of zeros and a block of extremes among the rest.
+    for (std::uint32_t i = 0; i < kBlock && columns >= 2 * kBlock; ++i) {
+      floats[i] = 0;
+      floats[kBlock + i] = i % 2 == 0 ? 1.0F : -1.0F;
+    }
+    x = {floats.data(), columns, quantized.data(), quantized_row_bytes(columns)};
+    seen.assign(floats.begin(), floats.end());
+    for (std::uint32_t row = 0; row < rows && kernels.quantized_activations; ++row) {
+      std::byte* to = quantized.data() + row * x.quantized_stride;
+      kernels.quantize(floats.data() + row * columns, columns, 0, columns / kBlock, to);
+    }
+  }
+  // What a block-quantized matrix is multiplied with.
+  void use_quantized(std::uint32_t rows, std::uint32_t columns) {
+    for (std::uint32_t row = 0; row < rows; ++row) {
+      const std::byte* from = quantized.data() + row * x.quantized_stride;
+      for (std::uint32_t k = 0; k < columns; ++k) {
+        float scale = 0;
+        std::memcpy(&scale, from + columns + k / kBlock * sizeof scale, sizeof scale);
+        seen[row * columns + k] = double{scale} * static_cast<signed char>(from[k]);
+      }
+    }
+  }
+  std::vector<float> floats;
+  std::vector<std::byte> quantized;
+  std::vector<double> seen;
+  Activations x;
+};
+
+void check_linear(const Kernels& kernels, const test::TinyLlama& tiny, std::uint32_t rows,
+                  bool add) {
+  const std::string name = "blk.0.ffn_up.weight";
+  const Packed packed(tiny.builder.build(), name);
+  const Matrix& matrix = packed.matrix;
+  const auto& reference = tiny.weights.at(name);
+  Inputs inputs(kernels, rows, matrix.columns, 3);
+  if (kernels.quantized_activations && is_quantized(matrix.type)) {
+    inputs.use_quantized(rows, matrix.columns);
+  }
+  std::vector<std::byte> scratch(linear_scratch_bytes(matrix.columns) + 64);
+  void* aligned = scratch.data();
+  std::size_t space = scratch.size();
+  std::align(64, space - 64, aligned, space);
+  // A guard behind each row shows a store beyond the matrix.
+  const std::size_t stride = matrix.rows + 3;
+  std::vector<float> out(rows * stride, 0.25F);
+  const std::uint32_t half = matrix.panels / 2;
+  for (const auto& [begin, end] : {std::pair{0U, half}, std::pair{half, matrix.panels}}) {
+    kernels.linear(matrix, begin, end, inputs.x, rows, out.data(), stride, add,
+                   static_cast<std::byte*>(aligned));
+  }
+  double worst = 0;
+  for (std::uint32_t row = 0; row < rows; ++row) {
+    for (std::uint32_t r = 0; r < matrix.rows; ++r) {
+      double sum = add ? 0.25 : 0;
+      for (std::uint32_t k = 0; k < matrix.columns; ++k) {
+        sum += reference.values[std::size_t{r} * matrix.columns + k] *
+               inputs.seen[row * matrix.columns + k];
+      }
+      worst = std::max(worst, std::fabs(sum - double{out[row * stride + r]}));
+    }
+    for (std::size_t g = matrix.rows; g < stride; ++g) REQUIRE(out[row * stride + g] == 0.25F);
+  }
+  CHECK(worst < 1e-5);
+}
+
+TEST_CASE("kernels: products of every type and row count are those of double arithmetic") {
+  test::TinyLlama tiny;
+  tiny.type = GENERATE(TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ4_0,
+                       TensorType::kQ4_1, TensorType::kQ8_0);
+  tiny.layers = 1, tiny.ffn = 96 + 32 + 8 * 3;  // 152 rows: the last panel has 8
+  if (tiny.type != TensorType::kF32) tiny.ffn = 160;
+  tiny.embedding_type = TensorType::kF32;
+  tiny.make();
+  for (const std::string& name : available_kernels()) {
+    const Kernels& kernels = *select_kernels(name).value();
+    for (std::uint32_t rows : {1U, 2U, 3U, 4U, 5U, 7U, 8U, 9U, 12U, 18U, 19U}) {
+      CAPTURE(name, static_cast<int>(tiny.type), rows);
+      check_linear(kernels, tiny, rows, rows % 2 == 0);
+    }
+  }
+}
+
+TEST_CASE("kernels: the largest values that 4- and 8-bit blocks can hold do not overflow") {
+  const bool eight = GENERATE(false, true);
+  const std::uint32_t columns = 64, matrix_rows = 16;
+  // d = 1: every weight 15, or -128.
+  std::vector<std::byte> bytes;
+  for (std::uint32_t b = 0; b < matrix_rows * columns / 32; ++b) {
+    bytes.insert(bytes.end(), {std::byte{0}, std::byte{0x3C}});
+    if (!eight) bytes.insert(bytes.end(), {std::byte{0}, std::byte{0}});
+    bytes.insert(bytes.end(), eight ? 32 : 16, eight ? std::byte{0x80} : std::byte{0xFF});
+  }
+  const auto file =
+      test::GgufBuilder()
+          .tensor("w", eight ? TensorType::kQ8_0 : TensorType::kQ4_1, {columns, matrix_rows}, bytes)
+          .build();
+  const Packed packed(file, "w");
+  const double weight = eight ? -128 : 15;
+  for (const std::string& name : available_kernels()) {
+    const Kernels& kernels = *select_kernels(name).value();
+    for (std::uint32_t rows : {1U, 4U, 12U}) {
+      for (float value : {127.0F, -127.0F}) {
+        CAPTURE(name, eight, rows, value);
+        std::vector<float> floats(std::size_t{rows} * columns, value);
+        std::vector<std::byte> quantized(rows * quantized_row_bytes(columns));
+        const Activations x{floats.data(), columns, quantized.data(), quantized_row_bytes(columns)};
+        for (std::uint32_t r = 0; r < rows; ++r) {
+          kernels.quantize(floats.data(), columns, 0, 2, quantized.data() + r * x.quantized_stride);
+        }
+        alignas(64) std::byte scratch[64 * kPanelRows * sizeof(float)];
+        std::vector<float> out(std::size_t{rows} * matrix_rows);
+        kernels.linear(packed.matrix, 0, 1, x, rows, out.data(), matrix_rows, false, scratch);
+        for (float v : out) CHECK(double{v} == Approx(weight * double{value} * columns));
+      }
+    }
+  }
+}
+
+TEST_CASE("kernels: norms and activations are those of double arithmetic") {
+  Rng rng(5);
+  std::vector<float> x(576), weight(576), up(576);
+  for (std::size_t i = 0; i < x.size(); ++i) {
+    x[i] = static_cast<float>(rng.uniform() * 40 - 20);
+    weight[i] = static_cast<float>(rng.uniform());
+    up[i] = static_cast<float>(rng.uniform());
+  }
+  x[0] = -200, x[1] = 200, x[2] = 0;
+  double squares = 0;
+  for (float v : x) squares += double{v} * double{v};
+  const double scale = 1 / std::sqrt(squares / 576 + 1e-5);
+  for (const std::string& name : available_kernels()) {
+    CAPTURE(name);
+    const Kernels& kernels = *select_kernels(name).value();
+    std::vector<float> normed(x.size()), gate = x;
+    kernels.rms_norm(x.data(), weight.data(), 1e-5F, 576, normed.data());
+    kernels.swiglu(gate.data(), up.data(), 576);
+    for (std::size_t i = 0; i < x.size(); ++i) {
+      const double v{x[i]};
+      CHECK(double{normed[i]} == Approx(v * scale * double{weight[i]}).margin(1e-7));
+      CHECK(double{gate[i]} ==
+            Approx(v / (1 + std::exp(-v)) * double{up[i]}).margin(1e-7).epsilon(1e-5));
+    }
+  }
+}
+
+TEST_CASE("kernels: bf16 rounds to nearest, ties to even, and keeps NaN") {
+  CHECK(float_to_bf16(1.0F) == 0x3F80);
+  CHECK(float_to_bf16(bits_to_float(0x3F808000)) == 0x3F80);  // tie, even below
+  CHECK(float_to_bf16(bits_to_float(0x3F818000)) == 0x3F82);  // tie, even above
+  CHECK(float_to_bf16(bits_to_float(0x3F808001)) == 0x3F81);
+  CHECK(float_to_bf16(-3.0e38F) == 0xFF62);
+  CHECK((float_to_bf16(bits_to_float(0x7F800001)) & 0x7FFF) > 0x7F80);
+  CHECK(half_to_float(0x3C00) == 1.0F);
+  CHECK(half_to_float(0x8001) == -0x1.0p-24F);
+  CHECK(half_to_float(0x7BFF) == 65504.0F);
+}
+
+}  // namespace
+}  // namespace kvd::engine::cpu

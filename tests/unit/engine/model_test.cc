@@ -1,0 +1,310 @@
+// The forward pass against a double-precision reference, and what must not change a bit of it.
+#include <catch2/catch.hpp>
+#include <memory>
+#include <numeric>
+#include <vector>
+
+#include "engine/cpu/dispatch.h"
+#include "engine/cpu/llama_model.h"
+#include "engine/gguf.h"
+#include "support/tiny_llama.h"
+
+namespace kvd::engine {
+namespace {
+
+using cpu::CpuModel;
+using cpu::CpuOptions;
+using test::TinyLlama;
+using Logits = std::vector<std::vector<float>>;
+
+std::vector<TokenId> draw_tokens(std::size_t count, std::uint32_t vocab, std::uint64_t seed = 7) {
+  Rng rng(seed);
+  std::vector<TokenId> tokens(count);
+  for (TokenId& t : tokens) t = static_cast<TokenId>(rng.below(vocab));
+  return tokens;
+}
+
+// A model with a pool of its own; pages are given out in any order.
+class Rig {
+ public:
+  Rig(const TinyLlama& tiny, const std::string& kernels, std::uint32_t threads = 2,
+      std::uint32_t page_size = 32) {
+    const std::vector<std::byte> bytes = tiny.builder.build();
+    Result<Gguf> file = Gguf::parse(bytes, "tiny.gguf");
+    REQUIRE(file.ok());
+    CpuOptions options;
+    options.kernels = kernels;
+    options.threads = threads;
+    options.page_size = page_size;
+    Result<std::unique_ptr<CpuModel>> made = cpu::make_llama_model(*file, options);
+    INFO((made.ok() ? "" : made.status().message()));
+    REQUIRE(made.ok());
+    model_ = std::move(*made);
+    // What a pool holds before its first use must not matter: bf16 3e38 everywhere.
+    pool_.assign(kPages * model_->layout().page_bytes(), std::byte{0x7F});
+    model_->attach_pool(pool_.data(), kPages);
+  }
+
+  std::vector<PageIndex> pages(PageIndex first, PageIndex step) const {
+    std::vector<PageIndex> out(24);
+    for (std::size_t i = 0; i < out.size(); ++i) {
+      out[i] = static_cast<PageIndex>((first + i * step) % kPages);
+    }
+    return out;
+  }
+  // Logits after each step; a step takes the next `chunk` tokens.
+  Logits run(const std::vector<TokenId>& tokens, std::size_t chunk,
+             const std::vector<PageIndex>& pages) {
+    Logits out;
+    for (std::size_t at = 0; at < tokens.size(); at += chunk) {
+      const std::size_t count = std::min(chunk, tokens.size() - at);
+      const Segment segment{
+          {tokens.data() + at, count}, static_cast<std::uint32_t>(at), pages, true, 1, {}};
+      std::span<const float> logits;
+      REQUIRE(model_->forward({&segment, 1}, nullptr, &logits).empty());
+      out.emplace_back(logits.begin(), logits.end());
+    }
+    return out;
+  }
+  CpuModel& model() { return *model_; }
+  std::vector<std::byte>& pool() { return pool_; }
+
+  static constexpr PageIndex kPages = 61;
+
+ private:
+  std::unique_ptr<CpuModel> model_;
+  std::vector<std::byte> pool_;
+};
+
+double relative_l2(const std::vector<float>& ours, const std::vector<double>& reference) {
+  double difference = 0, size = 0;
+  for (std::size_t i = 0; i < reference.size(); ++i) {
+    const double d = double{ours[i]} - reference[i];
+    difference += d * d;
+    size += reference[i] * reference[i];
+  }
+  return std::sqrt(difference / size);
+}
+
+// Every step's logits: prefill in two chunks, then token by token.
+void check_against_reference(TinyLlama& tiny, std::uint32_t page_size, std::size_t count) {
+  tiny.make();
+  const std::vector<TokenId> tokens = draw_tokens(count, tiny.vocab);
+  const auto reference = tiny.forward(tokens);
+  const bool quantized = tiny.type == TensorType::kQ4_0 || tiny.type == TensorType::kQ4_1 ||
+                         tiny.type == TensorType::kQ8_0;
+  for (const std::string& kernels : cpu::available_kernels()) {
+    Rig rig(tiny, kernels, 2, page_size);
+    const auto pages = rig.pages(3, 7);
+    // int8 activations on random weights err by about 3 % each time (kernels_test.cc is strict).
+    const double limit = kernels == "scalar" || !quantized ? 4e-3 : 0.1;
+    CAPTURE(kernels, limit);
+    const Logits whole = rig.run(tokens, (count + 1) / 2, pages);
+    CHECK(relative_l2(whole[0], reference[(count + 1) / 2 - 1]) < limit);
+    CHECK(relative_l2(whole[1], reference[count - 1]) < limit);
+    const Logits single = rig.run(tokens, 1, pages);
+    for (std::size_t i = 0; i < count; i += 13) {
+      CAPTURE(i);
+      CHECK(relative_l2(single[i], reference[i]) < limit);
+    }
+  }
+}
+
+TEST_CASE("model: every tensor type agrees with a double-precision reference") {
+  TinyLlama tiny;
+  tiny.type = GENERATE(TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ4_0,
+                       TensorType::kQ4_1, TensorType::kQ8_0);
+  tiny.embedding_type = tiny.type;
+  CAPTURE(static_cast<int>(tiny.type));
+  check_against_reference(tiny, 32, 75);
+}
+
+TEST_CASE("model: shape edges agree with the reference") {
+  TinyLlama tiny;
+  std::uint32_t page_size = 32;
+  std::size_t count = 70;
+  SECTION("one query head a KV head, head dim 64, page size 64") {
+    tiny.hidden = 64, tiny.heads = tiny.kv_heads = 2, tiny.head_dim = 64, page_size = 64;
+  }
+  SECTION("eight query heads a KV head, head dim 80, page size 96") {
+    tiny.heads = 8, tiny.head_dim = 80, page_size = 96;
+  }
+  SECTION("three a KV head, two KV heads, head dim 96, untied output") {
+    tiny.heads = 6, tiny.kv_heads = 2, tiny.head_dim = 96, tiny.tied = false;
+  }
+  SECTION("head dim 128") { tiny.heads = 4, tiny.kv_heads = 2, tiny.head_dim = 128; }
+  SECTION("head dim 8, floats, hidden no multiple of 32") {
+    tiny.type = tiny.embedding_type = TensorType::kF32;
+    tiny.hidden = 40, tiny.heads = 5, tiny.head_dim = 8, tiny.ffn = 56;
+  }
+  SECTION("a vocabulary of 265: the last panel has 9 rows") { tiny.vocab = 265; }
+  SECTION("more than one attention block split over threads") { count = 333; }
+  SECTION("a 4-bit model with 8-bit output and one layer") {
+    tiny.layers = 1, tiny.type = TensorType::kQ8_0, tiny.embedding_type = TensorType::kQ4_0;
+  }
+  check_against_reference(tiny, page_size, count);
+}
+
+TEST_CASE("model: chunks, page order, page size, thread count and company change no bit") {
+  TinyLlama tiny;
+  tiny.heads = 6, tiny.kv_heads = 2, tiny.head_dim = 64;
+  tiny.make();
+  const std::vector<TokenId> tokens = draw_tokens(345, tiny.vocab);
+  for (const std::string& kernels : cpu::available_kernels()) {
+    CAPTURE(kernels);
+    Rig rig(tiny, kernels, 2);
+    const std::vector<float> whole = rig.run(tokens, tokens.size(), rig.pages(0, 1)).back();
+    const Logits single = rig.run(tokens, 1, rig.pages(0, 1));
+    CHECK(single.back() == whole);
+    for (std::size_t chunk : {7UL, 32UL, 100UL}) {
+      CAPTURE(chunk);
+      const Logits chunked = rig.run(tokens, chunk, rig.pages(0, 1));
+      CHECK(chunked.back() == whole);
+      CHECK(chunked.front() == single[chunk - 1]);
+    }
+    CHECK(rig.run(tokens, 100, rig.pages(11, 9)).back() == whole);
+    CHECK(Rig(tiny, kernels, 1).run(tokens, 1, rig.pages(0, 1)) == single);
+    CHECK(Rig(tiny, kernels, 3).run(tokens, 64, rig.pages(0, 1)).back() == whole);
+    CHECK(Rig(tiny, kernels, 2, 96).run(tokens, 50, rig.pages(0, 1)).back() == whole);
+  }
+}
+
+TEST_CASE("model: a batch of prefill and decode gives each sequence what it gets alone") {
+  TinyLlama tiny;
+  tiny.make();
+  for (const std::string& kernels : cpu::available_kernels()) {
+    CAPTURE(kernels);
+    Rig rig(tiny, kernels);
+    std::vector<std::vector<TokenId>> tokens;
+    std::vector<std::vector<PageIndex>> pages;
+    Logits alone;
+    for (std::size_t s = 0; s < 12; ++s) {
+      tokens.push_back(draw_tokens(1 + s * 17 % 90, tiny.vocab, s));
+      // Three pages each, apart from each other's.
+      const auto first = static_cast<PageIndex>(s * 5);
+      pages.push_back({first + 2, first, first + 1});
+      alone.push_back(rig.run(tokens[s], 1, pages[s]).back());
+    }
+    // Odd sequences have all but their last token computed; even ones come whole.
+    std::vector<Segment> segments;
+    for (std::size_t s = 0; s < 12; ++s) {
+      const std::size_t from = s % 2 == 0 ? 0 : tokens[s].size() - 1;
+      segments.push_back({{tokens[s].data() + from, tokens[s].size() - from},
+                          static_cast<std::uint32_t>(from),
+                          pages[s],
+                          s % 3 != 1,
+                          s,
+                          {}});
+    }
+    std::span<const float> logits;
+    REQUIRE(rig.model().forward(segments, nullptr, &logits).empty());
+    REQUIRE(logits.size() == std::size_t{8} * tiny.vocab);
+    std::size_t at = 0;
+    for (std::size_t s = 0; s < 12; ++s) {
+      if (s % 3 == 1) continue;
+      CAPTURE(s);
+      const std::span<const float> ours = logits.subspan(at, tiny.vocab);
+      CHECK(std::equal(ours.begin(), ours.end(), alone[s].begin(), alone[s].end()));
+      at += tiny.vocab;
+    }
+  }
+}
+
+TEST_CASE("model: when a layer is reported its K and V are in the pages and stay") {
+  TinyLlama tiny;
+  tiny.layers = 3;
+  tiny.make();
+  Rig rig(tiny, "");
+  const std::vector<TokenId> tokens = draw_tokens(40, tiny.vocab);
+  const auto pages = rig.pages(5, 3);
+  const kv::KvLayout layout = rig.model().layout();
+  const std::vector<std::byte> before = rig.pool();
+  std::vector<std::vector<std::byte>> seen;
+  const auto slice = [&](std::uint32_t layer, PageIndex page) {
+    const auto at =
+        rig.pool().begin() +
+        static_cast<std::ptrdiff_t>(page * layout.page_bytes() + layout.offset(layer, false, 0, 0));
+    return std::vector<std::byte>(at, at + static_cast<std::ptrdiff_t>(layout.layer_bytes()));
+  };
+  std::vector<std::uint32_t> order;
+  const Segment segment{tokens, 0, pages, false, 1, {}};
+  std::span<const float> logits;
+  rig.model().forward(
+      {&segment, 1},
+      [&](std::uint32_t layer) {
+        order.push_back(layer);
+        seen.push_back(slice(layer, pages[0]));
+      },
+      &logits);
+  CHECK(logits.empty());
+  REQUIRE(order == std::vector<std::uint32_t>{0, 1, 2});
+  for (std::uint32_t l = 0; l < 3; ++l) CHECK(seen[l] == slice(l, pages[0]));
+  // 40 tokens: 8 rows of the second page, and no other page at all.
+  const std::size_t row = layout.head_dim * 2;
+  for (PageIndex page = 0; page < Rig::kPages; ++page) {
+    const std::size_t at = page * layout.page_bytes();
+    const bool second = page == pages[1];
+    if (page == pages[0]) continue;
+    const std::size_t from = second ? 8 * row : 0;
+    const std::size_t end = second ? layout.head_bytes() : layout.page_bytes();
+    CHECK(std::equal(rig.pool().begin() + static_cast<std::ptrdiff_t>(at + from),
+                     rig.pool().begin() + static_cast<std::ptrdiff_t>(at + end),
+                     before.begin() + static_cast<std::ptrdiff_t>(at + from)));
+  }
+}
+
+std::string refusal(const std::vector<std::byte>& bytes, const std::string& kernels = "") {
+  Result<Gguf> file = Gguf::parse(bytes, "m.gguf");
+  REQUIRE(file.ok());
+  CpuOptions options;
+  options.kernels = kernels;
+  options.threads = 1;
+  const auto made = cpu::make_llama_model(*file, options);
+  REQUIRE_FALSE(made.ok());
+  CHECK(made.status().code() == StatusCode::kInvalidArgument);
+  return made.status().message();
+}
+
+TEST_CASE("model: a file that does not fit its own numbers is refused with what is wrong") {
+  using Catch::Matchers::Contains;
+  TinyLlama tiny;
+  tiny.layers = 1;
+  SECTION("a key says otherwise than the tensors") {
+    tiny.claimed_ffn = 192;
+    tiny.make();
+    CHECK_THAT(refusal(tiny.builder.build()),
+               Contains("blk.0.ffn_gate.weight is 96 x 160, must be 96 x 192"));
+  }
+  SECTION("a tensor that the graph would leave out") {
+    tiny.make();
+    tiny.builder.tensor_f32("blk.0.attn_q.bias", {96}, std::vector<float>(96));
+    CHECK_THAT(refusal(tiny.builder.build()), Contains("blk.0.attn_q.bias"));
+  }
+  SECTION("an unsupported type") {
+    tiny.make();
+    tiny.builder.tensor("output.weight", TensorType::kQ5_0, {96, 270},
+                        std::vector<std::byte>(std::size_t{96} * 270 / 32 * 22));
+    CHECK_THAT(refusal(tiny.builder.build()), Contains("Q5_0") && Contains("use a file in"));
+  }
+  SECTION("kernels this host does not have") {
+    tiny.make();
+    CHECK_THAT(refusal(tiny.builder.build(), "sve"), Contains("available: scalar"));
+  }
+  SECTION("another architecture") {
+    CHECK_THAT(refusal(test::GgufBuilder().meta("general.architecture", "mamba").build()),
+               Contains("mamba"));
+  }
+  SECTION("a million layers") {
+    test::GgufBuilder hostile;
+    hostile.meta("general.architecture", "llama").meta("llama.block_count", 1000000U);
+    CHECK_THAT(refusal(hostile.build()), Contains("llama.block_count"));
+  }
+  SECTION("heads that do not divide") {
+    tiny.heads = 4, tiny.kv_heads = 3;
+    tiny.make();
+    CHECK_THAT(refusal(tiny.builder.build()), Contains("head_count"));
+  }
+}
+
+}  // namespace
+}  // namespace kvd::engine
