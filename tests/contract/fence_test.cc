@@ -1,5 +1,6 @@
 // Ends: of an endpoint, of a region, of a peer; and what they may leave behind.
 #include <netinet/in.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -212,6 +213,27 @@ TEST_CASE("contract: links that come and go leave no descriptor behind") {
     link.poll();
   }
   CHECK(open_descriptors() == before);
+}
+
+TEST_CASE("contract: without free descriptors an endpoint does not open, and later it does") {
+  const std::string provider = GENERATE(from_range(present()));
+  if (provider == "sim") return;  // it opens none
+  INFO(provider);
+  auto world = make_world(provider);
+  auto domain = world->open_domain("decode");
+  rlimit limit{};
+  REQUIRE(getrlimit(RLIMIT_NOFILE, &limit) == 0);
+  const rlim_t soft = limit.rlim_cur;
+  for (std::size_t spare = 0; spare < 12; ++spare) {
+    limit.rlim_cur = open_descriptors() + spare;
+    REQUIRE(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    const auto endpoint = domain->open_endpoint();
+    limit.rlim_cur = soft;
+    REQUIRE(setrlimit(RLIMIT_NOFILE, &limit) == 0);
+    if (endpoint.ok()) continue;
+    CHECK(endpoint.status().message().find(provider) == 0);
+  }
+  CHECK(domain->open_endpoint().ok());
 }
 
 TEST_CASE("contract: many peers at once, each with its own endpoint") {

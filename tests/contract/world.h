@@ -7,6 +7,7 @@
 
 #include <catch2/catch.hpp>
 #include <chrono>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <string>
@@ -58,6 +59,9 @@ struct Link {
   // One piece at `offset`, from `source`.
   Status post(const Bytes& source, std::uint64_t offset, std::uint64_t context,
               bool delivery_complete = false, std::optional<std::uint64_t> data = std::nullopt);
+  // The same for a temporary: the link keeps it as long as a write may read it.
+  Status post(Bytes&& source, std::uint64_t offset, std::uint64_t context,
+              bool delivery_complete = false, std::optional<std::uint64_t> data = std::nullopt);
   RemotePiece at(std::uint64_t offset, std::uint64_t bytes) const;
   std::size_t failed() const;
   std::size_t succeeded() const;
@@ -66,6 +70,7 @@ struct Link {
   World* world;
   std::unique_ptr<Domain> own_sender_domain, own_receiver_domain;
   Domain *sender_domain, *receiver_domain;
+  std::deque<Bytes> kept;
   Bytes memory;
   std::unique_ptr<Endpoint> sender, receiver;
   std::unique_ptr<MemoryRegion> region, source_region;

@@ -53,18 +53,19 @@ Result<std::unique_ptr<Endpoint>> OfiEndpoint::open(std::shared_ptr<DomainHandle
 Status OfiEndpoint::open_queues() {
   const Capabilities& capabilities = domain_->fabric->offer.capabilities;
   fi_info* info = domain_->fabric->offer.info.get();
-  int rc = fi_endpoint(domain_->domain, info, &ep_, this);
-  if (rc != 0) return open_error(capabilities, "fi_endpoint", rc);
   fi_eq_attr eq_attr{};
   eq_attr.wait_obj = FI_WAIT_NONE;
-  rc = fi_eq_open(domain_->fabric->fabric, &eq_attr, &eq_, this);
+  int rc = fi_eq_open(domain_->fabric->fabric, &eq_attr, &eq_, this);
   if (rc != 0) return open_error(capabilities, "fi_eq_open", rc);
   fi_av_attr av_attr{};
   av_attr.type =
       info->domain_attr->av_type == FI_AV_UNSPEC ? FI_AV_TABLE : info->domain_attr->av_type;
   rc = fi_av_open(domain_->domain, &av_attr, &av_, this);
   if (rc != 0) return open_error(capabilities, "fi_av_open", rc);
-  return open_cq();
+  KVD_RETURN_IF_ERROR(open_cq());
+  // Last of all: `net` cannot close an endpoint that no address vector was bound to.
+  rc = fi_endpoint(domain_->domain, info, &ep_, this);
+  return rc == 0 ? Status() : open_error(capabilities, "fi_endpoint", rc);
 }
 
 Status OfiEndpoint::open_cq() {
@@ -106,13 +107,14 @@ Status OfiEndpoint::enable() {
     std::uint64_t flags;
   };
   for (const Binding& binding :
-       {Binding{"fi_ep_bind(eq)", &eq_->fid, 0}, Binding{"fi_ep_bind(av)", &av_->fid, 0},
+       {Binding{"fi_ep_bind(av)", &av_->fid, 0}, Binding{"fi_ep_bind(eq)", &eq_->fid, 0},
         Binding{"fi_ep_bind(cq)", &cq_->fid, FI_TRANSMIT | FI_RECV}}) {
     const int rc = fi_ep_bind(ep_, binding.object, binding.flags);
     if (rc != 0) return open_error(capabilities, binding.what, rc);
   }
   int rc = fi_enable(ep_);
   if (rc != 0) return open_error(capabilities, "fi_enable", rc);
+  enabled_ = true;
 
   const std::size_t ops = std::clamp<std::size_t>(domain_->info().tx_attr->size, 64, kMaxOps);
   ops_.resize(ops);
@@ -138,7 +140,7 @@ Status OfiEndpoint::enable() {
 
 OfiEndpoint::~OfiEndpoint() {
   for (OfiRegion* region : bound_) region->close();
-  if (ep_ != nullptr && cq_ != nullptr) {
+  if (enabled_) {
     // Connection requests that are already here are taken in, lest their sockets outlive the
     // listener.
     fi_cq_data_entry entries[kCqEntries];

@@ -80,6 +80,7 @@ class OfiEndpoint final : public Endpoint {
   fid_av* av_ = nullptr;
   fid_wait* wait_ = nullptr;  // only with `net`, see open_cq
   int wait_fd_ = -1;
+  bool enabled_ = false;  // before that, progress on a half-open rxm endpoint crashes
   bool cq_broken_ = false;
   Refusal refusal_ = Refusal::kNone;
   FabricAddress address_;
