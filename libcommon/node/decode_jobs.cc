@@ -147,9 +147,14 @@ Result<std::string> DecodeJobs::choose_prefill(Job* job) {
     }
   }
   if (!named.empty()) {
-    if (wanted == nullptr) {
+    // With a registry, the router may have heard of a prefill before this worker has.
+    if (wanted == nullptr && core_->registry() == nullptr) {
       return invalid_argument("prefill " + named +
                               " is not one that this worker may use (--prefill, --join)");
+    }
+    why = unavailable("prefill " + named + " is not linked to this worker");
+    if (wanted != nullptr && !wanted->why.ok()) {
+      why = unavailable("prefill " + wanted->address + ": " + wanted->why.message());
     }
     std::erase_if(ready, [&](const auto* view) { return view != wanted; });
   }

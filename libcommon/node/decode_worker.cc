@@ -55,6 +55,7 @@ class DecodeWorker final : public Daemon, LoopTask, engine::EngineSink {
   ApiLimits limits_;
   std::set<std::string> fixed_prefills_, found_prefills_;
   std::uint64_t members_version_ = 0;
+  TimePoint next_seen_{0};
   std::atomic<bool> someone_left_{false}, draining_{false};
   const std::atomic<int>* signals_ = nullptr;
 };

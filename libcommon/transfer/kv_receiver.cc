@@ -128,8 +128,8 @@ std::vector<PrefillView> KvReceiver::prefills() const {
     PrefillView view;
     view.address = address;
     view.incarnation = link->peer;
-    view.state = link->state;
-    view.why = link->why;
+    view.state = link->end.ok() ? link->state : LinkState::kDown;
+    view.why = link->end.ok() ? link->why : link->end;
     view.provider = link->provider;
     view.load = link->load;
     view.context = link->context;
@@ -174,7 +174,10 @@ Status KvReceiver::open_room(const std::string& prefill_address, RoomRequest req
                         : static_cast<std::uint64_t>((request.deadline - now).count() / 1'000'000);
   const Status sent = impl_->messenger_->send_in_link(
       link->ref, link->peer, link->epoch, link->sequence.next_out(), request.room, open);
-  if (!sent.ok()) return sent;
+  if (!sent.ok()) {
+    impl_->note_end(link, sent.with_context("cannot send to the peer"));
+    return sent;
+  }
   link->sequence.sent();
   impl_->next_deadline_ = std::min(impl_->next_deadline_, request.deadline);
   impl_->by_request_[request.request] = room->key;

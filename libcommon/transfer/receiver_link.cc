@@ -61,8 +61,8 @@ void KvReceiver::Impl::set_state(ReceiverLink* link, LinkState state, Status why
 }
 
 void KvReceiver::Impl::ask(ReceiverLink* link, TimePoint now) {
-  link->next_ask =
-      now + (link->state == LinkState::kConnecting ? options_.heartbeat : link->backoff);
+  // Until somebody is there to be asked, looking costs nothing: no backoff.
+  link->next_ask = now + options_.reconnect;
   if (link->ref == 0) {
     auto ref = messenger_->channel().dial(link->address);
     if (!ref.ok()) {
@@ -74,6 +74,7 @@ void KvReceiver::Impl::ask(ReceiverLink* link, TimePoint now) {
   if (messenger_->send(link->ref, Incarnation{}, proto::Describe{}).ok()) {
     link->asked = true;
     link->asked_at = now;
+    if (link->state != LinkState::kConnecting) link->next_ask = now + link->backoff;
   }
 }
 
@@ -341,7 +342,12 @@ void KvReceiver::Impl::heartbeat(ReceiverLink* link, TimePoint now) {
   const Status sent =
       messenger_->send_in_link(link->ref, link->peer, link->epoch, link->sequence.next_out(),
                                RoomId{}, proto::Heartbeat{host_->load()});
-  if (sent.ok()) link->sequence.sent();  // else the peer's silence decides
+  if (sent.ok()) {
+    link->sequence.sent();
+  } else if (sent.code() == StatusCode::kUnavailable) {
+    // The connection is gone: a process that died is known now, not only by its silence.
+    note_end(link, sent.with_context("the prefill is gone"));
+  }
 }
 
 void KvReceiver::Impl::tend_link(ReceiverLink* link, TimePoint now) {

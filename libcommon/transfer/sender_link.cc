@@ -321,7 +321,12 @@ void KvSender::Impl::tend_link(SenderLink* link, TimePoint now) {
     const Status sent =
         messenger_->send_in_link(link->ref, link->peer, link->epoch, link->sequence.next_out(),
                                  RoomId{}, proto::Heartbeat{host_->load()});
-    if (sent.ok()) link->sequence.sent();  // else the peer's silence decides
+    if (sent.ok()) {
+      link->sequence.sent();
+    } else if (sent.code() == StatusCode::kUnavailable) {
+      link->end = sent.with_context("the decode is gone");
+      links_to_end_ = true;
+    }
   }
 }
 
