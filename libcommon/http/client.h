@@ -1,5 +1,6 @@
-// HTTP/1.1 client (Boost.Beast underneath) for the router, generate and the benchmarks. Asynchronous: a
-// thread of its own runs all calls and their callbacks. Keep-alive connections are reused.
+// HTTP/1.1 client (Boost.Beast underneath) for the router, generate and the benchmarks.
+// Asynchronous: a thread of its own runs all calls and their callbacks. Keep-alive connections are
+// reused.
 #pragma once
 
 #include <cstdint>
@@ -28,10 +29,12 @@ struct ResponseHead {
   std::map<std::string, std::string> headers;  // names in lower case
 };
 
-// All on the client's thread; on_end exactly once and last. Its Status: ok when the answer came whole.
+// All on the client's thread; on_end exactly once and last. Its Status: ok when the answer came
+// whole.
 struct ClientCallbacks {
   std::function<void(const ResponseHead&)> on_head;
-  std::function<void(std::string_view)> on_data;  // body bytes as they come (chunks decoded, borders kept)
+  std::function<void(std::string_view)>
+      on_data;  // body bytes as they come (chunks decoded, borders kept)
   std::function<void(Status)> on_end;
 };
 

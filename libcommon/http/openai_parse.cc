@@ -52,7 +52,8 @@ Result<Json> parse_object(std::string_view body) {
   if (body.empty()) return invalid_argument("the body is empty; send a JSON object");
   if (!is_valid_utf8(body)) return invalid_argument("the body is not valid UTF-8");
   // The parser would take a NUL for the end and never look at the rest.
-  if (body.find('\0') != std::string_view::npos) return invalid_argument("the body holds a NUL byte");
+  if (body.find('\0') != std::string_view::npos)
+    return invalid_argument("the body holds a NUL byte");
   KVD_RETURN_IF_ERROR(check_shape(body));
   try {
     Json parsed = Json::parse(body.begin(), body.end());

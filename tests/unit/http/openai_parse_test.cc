@@ -67,8 +67,10 @@ TEST_CASE("openai: the defaults of a completion") {
 
 TEST_CASE("openai: every field of a completion") {
   const ApiRequest r = completion(
-      R"({"model":"m","prompt":"p","max_tokens":7,"temperature":0,"top_p":0.5,"top_k":40,"min_p":0.1,
-          "repetition_penalty":1.1,"seed":-1,"stop":["a","b"],"n":3,"stream":true,"logprobs":5,"echo":true,
+      R"({"model":"m","prompt":"p","max_tokens":7,"temperature":0,"top_p":0.5,"top_k":40,
+          "min_p":0.1,
+          "repetition_penalty":1.1,"seed":-1,"stop":["a","b"],"n":3,"stream":true,"logprobs":5,
+          "echo":true,
           "stream_options":{"include_usage":true},"ignore_eos":true,"stop_token_ids":[1,2],
           "kvd_prefill":"127.0.0.1:7100","kvd_timeout_ms":1500,"whatever":{"x":[1]}})");
   CHECK(r.model == "m");
@@ -97,8 +99,10 @@ TEST_CASE("openai: every field of a completion") {
 
 TEST_CASE("openai: null is absent, but for kvd_prefill") {
   const ApiRequest r = completion(
-      R"({"prompt":"p","model":null,"max_tokens":null,"temperature":null,"seed":null,"stop":null,"n":null,
-          "stream":null,"logprobs":null,"stream_options":null,"kvd_timeout_ms":null,"bootstrap_host":null,
+      R"({"prompt":"p","model":null,"max_tokens":null,"temperature":null,"seed":null,"stop":null,
+          "n":null,
+          "stream":null,"logprobs":null,"stream_options":null,"kvd_timeout_ms":null,
+          "bootstrap_host":null,
           "bootstrap_port":null,"bootstrap_room":null,"kvd_prefill":null})");
   CHECK_FALSE(r.max_tokens_given);
   CHECK_FALSE(r.seed_given);
@@ -178,7 +182,8 @@ TEST_CASE("openai: a seed may use all of 64 bits, top_k -1 means all") {
 
 TEST_CASE("openai: a chat in plain strings and in parts") {
   const ApiRequest r = chat(
-      R"({"messages":[{"role":"developer","content":"d"},{"role":"user","content":[{"type":"text","text":"a"},
+      R"({"messages":[{"role":"developer","content":"d"},{"role":"user","content":[{"type":"text",
+          "text":"a"},
           {"type":"text","text":"b"}]},{"role":"assistant","content":null},{"role":"assistant"},
           {"role":"tool","content":"t"}],"max_tokens":5,"max_completion_tokens":9})");
   CHECK(r.chat);
@@ -229,9 +234,11 @@ TEST_CASE("openai: wrong messages are named by their place") {
 
 TEST_CASE("openai: SGLang's bootstrap fields, scalar and in lists") {
   const ApiRequest scalar = completion(
-      R"({"model":"tiny","prompt":"hello","max_tokens":3,"stream":false,"echo":false,"no_stop_trim":false,
+      R"({"model":"tiny","prompt":"hello","max_tokens":3,"stream":false,"echo":false,
+          "no_stop_trim":false,
           "ignore_eos":false,"skip_special_tokens":true,"return_hidden_states":false,
-          "bootstrap_host":"127.0.0.1","bootstrap_port":8998,"bootstrap_room":8302139354572521583})");
+          "bootstrap_host":"127.0.0.1","bootstrap_port":8998,
+          "bootstrap_room":8302139354572521583})");
   REQUIRE(scalar.bootstrap.size() == 1);
   CHECK(scalar.bootstrap[0].host == "127.0.0.1");
   CHECK(scalar.bootstrap[0].port == 8998);
@@ -243,7 +250,8 @@ TEST_CASE("openai: SGLang's bootstrap fields, scalar and in lists") {
   CHECK_FALSE(list.bootstrap[1].port);
   CHECK(list.bootstrap[1].room.value == 9223372036854775807U);
   const ApiRequest choices = chat(
-      R"({"messages":[{"role":"user","content":"x"}],"n":2,"bootstrap_host":["h","h"],"bootstrap_port":null,
+      R"({"messages":[{"role":"user","content":"x"}],"n":2,"bootstrap_host":["h","h"],
+          "bootstrap_port":null,
           "bootstrap_room":[1,2]})");
   CHECK(choices.bootstrap.size() == 2);
   CHECK(completion(

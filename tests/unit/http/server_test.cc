@@ -266,18 +266,21 @@ TEST_CASE("http server: an aborted or dropped stream ends without its last chunk
 }
 
 TEST_CASE("http server: each write is one chunk, an empty one is none") {
-  const auto server = serve([](Request, std::shared_ptr<Responder> responder) {
+  test::Awaited<bool> late;
+  const auto server = serve([&](Request, std::shared_ptr<Responder> responder) {
     responder->begin(200, "text/event-stream");
     responder->write("a");
     responder->write("");
     responder->write("bc");
     responder->finish_with("def");
-    CHECK_FALSE(responder->write("late"));
+    late.set(responder->write("late"));
   });
   RawClient client(server->address());
   REQUIRE(client.send("GET / HTTP/1.1\r\nHost: x\r\n\r\n"));
   REQUIRE(client.read_until("0\r\n\r\n"));
   CHECK(body_of(client.all()) == "1\r\na\r\n2\r\nbc\r\n3\r\ndef\r\n0\r\n\r\n");
+  REQUIRE(late.wait());
+  CHECK_FALSE(late.get());
 }
 
 TEST_CASE("http server: port 0, IPv6, an address in use and one that is nobody's") {
