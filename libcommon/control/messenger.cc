@@ -19,7 +19,10 @@ std::optional<Received> Messenger::receive() {
     Result<proto::Envelope> envelope = proto::decode_envelope(incoming->bytes, &partial);
     if (!envelope.ok()) {
       reject(*incoming, envelope.status(), partial);
-      continue;
+      const bool counts = envelope.status().code() == StatusCode::kNotFound &&
+                          partial.epoch.value != 0 && partial.to == self_;
+      if (!counts) continue;
+      return Received{incoming->from, std::move(incoming->identity), std::move(partial), true};
     }
     if (envelope->to && envelope->to != self_) {
       if (counted_) stale_.add();
@@ -32,7 +35,7 @@ std::optional<Received> Messenger::receive() {
       }
       continue;
     }
-    return Received{incoming->from, std::move(incoming->identity), std::move(*envelope)};
+    return Received{incoming->from, std::move(incoming->identity), std::move(*envelope), false};
   }
   return std::nullopt;
 }

@@ -96,8 +96,8 @@ void Answer::complete() {
   std::string tail;
   if (include_usage_) tail = renderer_.usage_chunk(usage, infos_);
   if (!tail.empty()) responder_->write(std::move(tail));
-  responder_->write(http::Renderer::done());
-  responder_->finish();
+  // One write: SGLang's router closes the connection as soon as it sees [DONE].
+  responder_->finish_with(http::Renderer::done());
 }
 
 void Answer::fail(const Status& status, int http_status) {

@@ -172,9 +172,9 @@ bool DecodeWorker::step_messages() {
   for (int i = 0; i < 256; ++i) {
     const auto message = core_->messenger().receive();
     if (!message) return i > 0;
-    if (core_->on_message(*message, jobs_->load())) continue;
+    if (!message->refused && core_->on_message(*message, jobs_->load())) continue;
     if (receiver_ != nullptr && receiver_->on_message(*message)) continue;
-    core_->unexpected(*message);
+    if (!message->refused) core_->unexpected(*message);
   }
   return true;
 }

@@ -44,6 +44,7 @@ class EventLoop {
 
   const Clock* clock_;
   LoopOptions options_;
+  TimePoint next_trim_{0};
   Waker waker_;
 };
 

@@ -287,8 +287,9 @@ bool PrefillWorker::step() {
     const auto message = core_->messenger().receive();
     if (!message) break;
     any = true;
-    if (core_->on_message(*message, load())) continue;
-    if (!sender_->on_message(*message)) core_->unexpected(*message);
+    if (!message->refused && core_->on_message(*message, load())) continue;
+    if (sender_->on_message(*message) || message->refused) continue;
+    core_->unexpected(*message);
   }
   for (const engine::EngineEvent& event : events_.drain()) {
     on_engine_event(event);

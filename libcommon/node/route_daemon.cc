@@ -9,6 +9,7 @@
 #include "http/body_edit.h"
 #include "http/openai.h"
 #include "http/server.h"
+#include "node/exposure.h"
 #include "node/route_control.h"
 #include "node/route_proxy.h"
 #include "node/worker.h"
@@ -21,26 +22,6 @@ constexpr const char* kPlainMetrics = "text/plain; version=0.0.4";
 constexpr Duration kSignalPoll{50'000'000};
 // Answers that are complete still have to reach their clients.
 constexpr Duration kLastBytes{200'000'000};
-
-Status check_exposure(const RouteOptions& options, bool binds_control) {
-  const CommonOptions& common = options.common;
-  const Result<HostPort> http = parse_host_port(common.http);
-  if (!http.ok()) return http.status().with_context("--http");
-  if (!common.insecure && common.api_key.empty() && !is_loopback(http->host)) {
-    return invalid_argument(
-        "--http " + common.http +
-        " can be reached by others; give --api-key, or --insecure to accept that");
-  }
-  if (!binds_control) return {};
-  const Result<HostPort> listen = parse_host_port(common.listen);
-  if (!listen.ok()) return listen.status().with_context("--listen");
-  if (!common.insecure && common.keys.empty() && !is_loopback(listen->host)) {
-    return invalid_argument(
-        "--listen " + common.listen +
-        " can be reached by others; give --keys FILE, or --insecure to accept that");
-  }
-  return {};
-}
 
 class RouteDaemon final : public Daemon {
  public:
@@ -75,7 +56,7 @@ Status RouteDaemon::start() {
   const CommonOptions& common = options_.common;
   const bool is_registry =
       common.join.empty() && options_.prefills.empty() && options_.decodes.empty();
-  KVD_RETURN_IF_ERROR(check_exposure(options_, is_registry));
+  KVD_RETURN_IF_ERROR(check_exposure(common, is_registry));
   if (common.join.empty() && !options_.prefills.empty() && options_.decodes.empty()) {
     return invalid_argument("--prefill without --decode: name the decode workers too");
   }

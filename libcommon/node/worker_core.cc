@@ -7,27 +7,15 @@
 
 #include "base/log.h"
 #include "base/units.h"
+#include "http/body_edit.h"
 #include "http/openai.h"
+#include "node/exposure.h"
 #include "proto/commit_record.h"
 #include "proto/ops_messages.h"
+#include "transfer/wire.h"
 
 namespace kvd::node {
 namespace {
-
-proto::LayoutInfo to_wire(const kv::KvLayout& layout) {
-  proto::LayoutInfo out;
-  out.layers = layout.layers;
-  out.kv_heads = layout.kv_heads;
-  out.head_dim = layout.head_dim;
-  out.page_size = layout.page_size;
-  out.element_bytes = layout.element_bytes;
-  out.dtype = layout.dtype;
-  out.page_stride = layout.page_bytes();
-  out.layer_stride = layout.layer_bytes();
-  out.value_offset = layout.half_bytes();
-  out.head_stride = layout.head_bytes();
-  return out;
-}
 
 std::string ranges(const std::vector<kv::PageRun>& runs) {
   std::string out;
@@ -41,44 +29,6 @@ std::string ranges(const std::vector<kv::PageRun>& runs) {
 }
 
 }  // namespace
-
-std::string json_quote(const std::string& text) {
-  static constexpr char kDigits[] = "0123456789abcdef";
-  std::string out = "\"";
-  for (const char c : text) {
-    const auto byte = static_cast<unsigned char>(c);
-    if (c == '"' || c == '\\') {
-      out += '\\';
-      out += c;
-    } else if (byte < 0x20) {
-      out += "\\u00";
-      out += kDigits[byte >> 4];
-      out += kDigits[byte & 15];
-    } else {
-      out += c;
-    }
-  }
-  return out + '"';
-}
-
-Status WorkerCore::check_exposure(const CommonOptions& options) {
-  const auto listen = parse_host_port(options.listen);
-  if (!listen.ok()) return listen.status().with_context("--listen");
-  const auto http = parse_host_port(options.http);
-  if (!http.ok()) return http.status().with_context("--http");
-  if (options.insecure) return {};
-  if (!is_loopback(listen->host) && options.keys.empty()) {
-    return invalid_argument(
-        "--listen " + options.listen +
-        " can be reached by others; give --keys FILE, or --insecure to accept that");
-  }
-  if (!is_loopback(http->host) && options.api_key.empty()) {
-    return invalid_argument(
-        "--http " + options.http +
-        " can be reached by others; give --api-key, or --insecure to accept that");
-  }
-  return {};
-}
 
 Result<std::unique_ptr<WorkerCore>> WorkerCore::start(const WorkerOptions& options,
                                                       std::string role, bool local_only) {
@@ -230,7 +180,7 @@ proto::Described WorkerCore::describe(const proto::Load& load) const {
   out.http = http_.empty() ? "" : "http://" + http_;
   out.model = options_.served_model_name;
   out.fingerprint = model().fingerprint;
-  out.layout = to_wire(model().layout);
+  out.layout = transfer::to_info(model().layout);
   out.providers = providers_;
   out.context = model().context;
   out.load = load;
@@ -313,17 +263,17 @@ TimePoint WorkerCore::next_deadline() const {
 }
 
 std::string WorkerCore::ready_line() const {
-  std::string line = "{\"event\":\"ready\",\"program\":" + json_quote(options_.common.program);
-  if (!http_.empty()) line += ",\"http\":" + json_quote("http://" + http_);
-  line += ",\"control\":" + json_quote(channel_->address());
+  std::string line = "{\"event\":\"ready\",\"program\":" + http::json_string(options_.common.program);
+  if (!http_.empty()) line += ",\"http\":" + http::json_string("http://" + http_);
+  line += ",\"control\":" + http::json_string(channel_->address());
   if (!providers_.empty()) {
     line += ",\"providers\":[";
     for (std::size_t i = 0; i < providers_.size(); ++i) {
-      line += (i == 0 ? "" : ",") + json_quote(providers_[i]);
+      line += (i == 0 ? "" : ",") + http::json_string(providers_[i]);
     }
     line += "]";
   }
-  line += ",\"model\":" + json_quote(options_.served_model_name);
+  line += ",\"model\":" + http::json_string(options_.served_model_name);
   line +=
       ",\"incarnation\":\"" + to_string(incarnation_) + "\",\"pid\":" + std::to_string(getpid());
   return line + "}";

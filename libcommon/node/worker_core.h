@@ -33,9 +33,6 @@ class WorkerCore {
   static Result<std::unique_ptr<WorkerCore>> start(const WorkerOptions& options, std::string role,
                                                    bool local_only);
 
-  // Refuses addresses that others can reach while nothing guards them.
-  static Status check_exposure(const CommonOptions& options);
-
   const WorkerOptions& options() const { return options_; }
   const Clock& clock() const { return clock_; }
   Metrics& metrics() { return metrics_; }  // any thread
@@ -97,9 +94,6 @@ class WorkerCore {
   Gauge free_, leased_, sealed_, quarantined_, oldest_;
   TimePoint next_gauges_{0};
 };
-
-// JSON text of a string, quotes included.
-std::string json_quote(const std::string& text);
 
 // /health, /metrics and /v1/models of a worker: answers and returns true when the target is one of
 // them.

@@ -236,6 +236,11 @@ void KvReceiver::starving(std::uint32_t pages, TimePoint since) {
 bool KvReceiver::on_message(const control::Received& message) {
   ReceiverLink* link = impl_->link_of(message.from);
   if (link == nullptr) return false;
+  if (message.refused) {
+    impl_->accept(link, message);
+    impl_->settle();
+    return true;
+  }
   using enum proto::MessageType;
   bool ours = true;
   switch (message.envelope.type) {

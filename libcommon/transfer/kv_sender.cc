@@ -184,6 +184,11 @@ void KvSender::compute_failed(RoomId room, Status why) {
 void KvSender::compute_stopped(RoomId room) { impl_->engine_ends_.push_back({room, Status()}); }
 
 bool KvSender::on_message(const control::Received& message) {
+  if (message.refused) {
+    impl_->accept(message);
+    impl_->settle();
+    return true;
+  }
   using enum proto::MessageType;
   switch (message.envelope.type) {
     case kRegister:

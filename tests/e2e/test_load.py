@@ -4,11 +4,14 @@ right, no page left behind, no memory growth.
 
   test_load.py mock [N] [CONCURRENCY]     2,000 at 32 on the mock engine
   test_load.py model [N] [CONCURRENCY]    100 at 8 on the default model
+
+Memory is compared at rest: after the first 200 requests (the first half, if fewer), and at the end.
 """
 import json
 import random
 import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 from kvdtest import WORKER, Stream, check, cluster, complete, model_path, request, wait_until, words
@@ -70,6 +73,16 @@ def expected(start, common, requests):
     return out
 
 
+def rss_at_rest(daemon):
+    """The least resident set within two seconds without requests."""
+    least = daemon.rss_kib()
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        threading.Event().wait(0.1)
+        least = min(least, daemon.rss_kib())
+    return least
+
+
 def run(kind, n, concurrency, provider, start, common, requests, want):
     prefill = start("kvd-prefill", *common, "--provider", provider)
     decode = start("kvd-decode", *common, "--provider", provider, "--prefill", prefill.control)
@@ -77,9 +90,9 @@ def run(kind, n, concurrency, provider, start, common, requests, want):
                   decode.control)
     wait_until("the router is healthy", lambda: request(route.http + "/health")[0] == 200)
     daemons = (prefill, decode, route)
-    rss, wrong, left = {}, [], 0
+    wrong, left = [], 0
+    half = min(RSS_AFTER, n // 2)
     lock = threading.Lock()
-    count = [0]
 
     def one(item):
         nonlocal left
@@ -89,21 +102,20 @@ def run(kind, n, concurrency, provider, start, common, requests, want):
         except Exception as e:  # noqa: BLE001 - every failure is a wrong answer
             got = "%s: %s" % (type(e).__name__, e)
         with lock:
-            count[0] += 1
-            if count[0] == min(RSS_AFTER, n // 2):
-                rss.update({d.name: d.rss_kib() for d in daemons})
             if got is None:
                 left += 1
             elif got != want[json.dumps(fields, sort_keys=True)]:
                 wrong.append((index, fields["max_tokens"], stream, got, want[json.dumps(fields, sort_keys=True)]))
 
     with ThreadPoolExecutor(concurrency) as pool:
-        list(pool.map(one, requests))
+        list(pool.map(one, requests[:half]))
+        before = {d.name: rss_at_rest(d) for d in daemons}
+        list(pool.map(one, requests[half:]))
     check(not wrong, "%d of %d wrong, the first: %s" % (len(wrong), n, wrong[:5]))
     for daemon in (prefill, decode):
         wait_until(daemon.name + " has no page leased or quarantined",
                    lambda d=daemon: d.pages("leased") == 0 and d.pages("quarantined") == 0, timeout=20)
-    grown = {d.name: d.rss_kib() / rss[d.name] for d in daemons}
+    grown = {d.name: rss_at_rest(d) / before[d.name] for d in daemons}
     print("%s, %s: %d requests at %d, %d clients left, all others right; RSS grew %s" %
           (kind, provider, n, concurrency, left,
            ", ".join("%s %.3f" % (name, g) for name, g in grown.items())))

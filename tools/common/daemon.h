@@ -12,8 +12,6 @@
 namespace kvd::tools {
 
 // Starts the daemon, prints its ready line, runs it until it has drained; returns the exit code.
-// An address that other hosts can reach needs keys (control) or an API key (HTTP), or --insecure:
-// this is refused before anything is opened.
 using Start = std::function<Result<std::unique_ptr<node::Daemon>>()>;
 int run_daemon(const std::string& program, const cli::Invocation& invocation,
                const node::CommonOptions& options, const Start& start);
