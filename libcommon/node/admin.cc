@@ -31,6 +31,9 @@ class Inquiry final : LoopTask {
     control::PeerRef peer = 0;
     TimePoint first_asked{0}, next_ask{0}, last_answer{0};
     bool send_drain = false;  // once it has answered
+    bool send_leases = false;
+    std::optional<proto::Leases> leases;
+    std::string refusal;  // why it has none
     bool drain_sent = false;
     bool answered = false;
     bool lost = false;  // not connected any more, after drain_sent
@@ -56,6 +59,7 @@ class Inquiry final : LoopTask {
   TimePoint next_deadline() const override { return next_; }
   bool finished() const override { return over_; }
   void take(const control::Received& received);
+  static void take_leases(const control::Received& received, Worker* worker);
 
   const AdminOptions& options_;
   SteadyClock clock_;
@@ -129,7 +133,9 @@ bool Inquiry::step() {
     worker.next_ask = now + kAskInterval;
     const bool drain = worker.send_drain && worker.answered;
     const Status sent = drain ? messenger_->send(worker.peer, Incarnation{}, proto::Drain{})
-                              : messenger_->send(worker.peer, Incarnation{}, proto::Describe{});
+                        : worker.send_leases
+                            ? messenger_->send(worker.peer, Incarnation{}, proto::Leases{})
+                            : messenger_->send(worker.peer, Incarnation{}, proto::Describe{});
     worker.lost = worker.drain_sent && sent.code() == StatusCode::kUnavailable;
     worker.drain_sent = worker.drain_sent || (drain && sent.ok());
   }
@@ -151,19 +157,36 @@ void Inquiry::take(const control::Received& received) {
     if (received.envelope.type == proto::MessageType::kMembers) ++answers_;
     return;
   }
-  if (received.envelope.type != proto::MessageType::kDescribed) return;
   const auto worker = std::find_if(workers_.begin(), workers_.end(), [&](const auto& entry) {
     return entry.second.peer == received.from;
   });
   if (worker == workers_.end()) return;
+  Worker& entry = worker->second;
+  if (entry.send_leases) {
+    take_leases(received, &entry);
+    return;
+  }
+  if (received.envelope.type != proto::MessageType::kDescribed) return;
   Result<proto::Described> described = proto::decode_body<proto::Described>(received.envelope);
   if (!described.ok()) return;
-  Worker& entry = worker->second;
   entry.answered = true;
   entry.last_answer = clock_.now();
   entry.incarnation = received.envelope.from;
   entry.info = std::move(*described);
   if (entry.info.load.draining) entry.send_drain = false;
+}
+
+void Inquiry::take_leases(const control::Received& received, Worker* worker) {
+  if (received.envelope.type == proto::MessageType::kError) {
+    const auto error = proto::decode_body<proto::Error>(received.envelope);
+    if (error.ok()) worker->refusal = error->text;
+    return;
+  }
+  if (received.envelope.type != proto::MessageType::kLeases) return;
+  Result<proto::Leases> leases = proto::decode_body<proto::Leases>(received.envelope);
+  if (!leases.ok() || !leases->reply) return;
+  worker->incarnation = received.envelope.from;
+  worker->leases = std::move(*leases);
 }
 
 WorkerRow row_of(const std::string& address, const Inquiry::Worker& worker) {
@@ -248,6 +271,53 @@ Result<WorkerRow> drain_worker(const std::string& address, bool wait, const Admi
   WorkerRow row = row_of(address, worker);
   if (gone) row.state = "gone";
   return row;
+}
+
+Result<WorkerLeases> list_leases(const std::string& address, const AdminOptions& options) {
+  AdminOptions direct = options;
+  direct.join.clear();
+  Inquiry inquiry(direct);
+  KVD_RETURN_IF_ERROR(inquiry.open());
+  KVD_RETURN_IF_ERROR(inquiry.add("", address));
+  Inquiry::Worker& worker = inquiry.workers().begin()->second;
+  worker.send_leases = true;
+  const Status status =
+      inquiry.run([&](Inquiry&) { return worker.leases || !worker.refusal.empty(); });
+  if (status.code() == StatusCode::kFailed) return status;
+  if (!status.ok()) return unavailable(address + ": " + status.message());
+  if (!worker.leases) {
+    return Status(StatusCode::kIncompatible,
+                  address + " is no prefill or decode worker: " + worker.refusal);
+  }
+  WorkerLeases out{address, worker.incarnation.value, std::move(*worker.leases)};
+  std::stable_sort(out.leases.leases.begin(), out.leases.leases.end(),
+                   [](const proto::LeaseReport& a, const proto::LeaseReport& b) {
+                     if (a.quarantined != b.quarantined) return a.quarantined;
+                     return a.age_ms > b.age_ms;
+                   });
+  return out;
+}
+
+std::string worker_leases_json(const WorkerLeases& worker) {
+  const auto number = [](const char* key, std::uint64_t value) {
+    return std::string("\"") + key + "\":" + std::to_string(value);
+  };
+  const proto::Leases& all = worker.leases;
+  std::string out = "{\"address\":" + http::json_string(worker.address) + ",\"incarnation\":\"" +
+                    hex(worker.incarnation) + "\",\"pages\":{" + number("free", all.free) + "," +
+                    number("leased", all.leased) + "," + number("sealed", all.sealed) + "," +
+                    number("quarantined", all.quarantined) + "},\"leases\":[";
+  bool first = true;
+  for (const proto::LeaseReport& lease : all.leases) {
+    out += std::string(first ? "" : ",") + "{\"state\":\"" +
+           (lease.quarantined ? "quarantined" : "leased") + "\"," + number("pages", lease.pages) +
+           ",\"ranges\":" + http::json_string(lease.ranges) + ",\"room\":\"" + hex(lease.room) +
+           "\",\"peer\":\"" + hex(lease.peer) + "\"," + number("age_ms", lease.age_ms) +
+           ",\"missing\":" + (lease.missing.empty() ? "null" : http::json_string(lease.missing)) +
+           "}";
+    first = false;
+  }
+  return out + "]}";
 }
 
 Result<control::KeyPair> make_keys() { return control::generate_keys(); }

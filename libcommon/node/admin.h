@@ -1,4 +1,5 @@
-// The operator's verbs of kvd-route, over the control channel: `workers`, `drain`, `keygen`.
+// What an operator asks of workers over the control channel: `workers`, `drain` and `keygen` of
+// kvd-route, `leaks` of kvd-probe.
 //
 // Calling thread: any; each call opens its own channel and blocks until it is done or `timeout`
 // passed.
@@ -13,6 +14,7 @@
 #include "base/status.h"
 #include "control/keys.h"
 #include "proto/link_messages.h"
+#include "proto/ops_messages.h"
 
 namespace kvd::node {
 
@@ -45,6 +47,18 @@ std::string worker_rows_json(const std::vector<WorkerRow>& rows);  // {"workers"
 // neither running nor queued requests, or is gone (state "gone"). kUnavailable: not there;
 // kDeadline: still busy after `timeout` (it goes on draining); kFailed when interrupted.
 Result<WorkerRow> drain_worker(const std::string& address, bool wait, const AdminOptions& options);
+
+struct WorkerLeases {
+  std::string address;  // control
+  std::uint64_t incarnation = 0;
+  // Quarantined ones first, each kind by age, the oldest first; and the pages by state.
+  proto::Leases leases;
+};
+
+// Asks the worker at `address` who may write its KV pages. kUnavailable: it does not answer within
+// `timeout`; kIncompatible: what answers there has no pages; kFailed when interrupted.
+Result<WorkerLeases> list_leases(const std::string& address, const AdminOptions& options);
+std::string worker_leases_json(const WorkerLeases& worker);  // one object on one line
 
 // A fresh CURVE pair. kFailed when libzmq was built without CURVE.
 Result<control::KeyPair> make_keys();

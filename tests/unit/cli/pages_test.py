@@ -15,7 +15,8 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 MAN = ROOT / "man"
 BIN = pathlib.Path(os.environ.get("KVD_BIN", ROOT / "build" / "release" / "bin"))
-PROGRAMS = ("kvd-prefill", "kvd-decode", "kvd-route")
+PROGRAMS = ("kvd-prefill", "kvd-decode", "kvd-route", "kvd-probe")
+WITH_COMMANDS = ("kvd-route", "kvd-probe")
 GENERAL = "General"
 # Of package mandoc; not in the path of an ordinary user.
 INDEXER = "/usr/sbin/makewhatis"
@@ -80,7 +81,7 @@ def page_options(page):
 def check_options():
     for program in PROGRAMS:
         page = page_options(MAN / (program + ".1"))
-        if program != "kvd-route":
+        if program not in WITH_COMMANDS:
             expect_same(program, "--help-all", help_options(program), "its page", page)
             continue
         top = subprocess.run([BIN / program, "--help"], stdout=subprocess.PIPE, text=True, check=True).stdout
