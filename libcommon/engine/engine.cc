@@ -20,6 +20,8 @@
 namespace kvd::engine {
 namespace {
 
+constexpr std::uint32_t kMaxThreads = 1024;
+
 // What create_engine() puts together, whichever model it is.
 struct Parts {
   ModelInfo info;
@@ -253,6 +255,9 @@ Result<Parts> load_mock(const EngineOptions& options) {
 Result<std::unique_ptr<Engine>> create_engine(const EngineOptions& options, Metrics* metrics) {
   if (options.max_running == 0 || options.chunk == 0) {
     return invalid_argument("--max-running and --chunk must be at least 1");
+  }
+  if (options.threads > kMaxThreads) {
+    return invalid_argument("--threads must be at most " + std::to_string(kMaxThreads));
   }
   std::optional<LogitTrace> trace;
   if (!options.trace_logits.empty()) {

@@ -36,11 +36,13 @@ struct EngineOptions {
   std::uint32_t context = 0;     // 0: the model's own
   std::uint32_t page_size = 32;
   std::uint32_t max_running = 64;
-  std::uint32_t chunk = 512;   // prefill tokens a step at most
-  std::uint32_t threads = 0;   // 0: all cores of the process's affinity
-  std::vector<int> pin_cpus;   // empty: no pinning
-  bool deterministic = false;  // one kernel whatever the batch and the thread count
-  std::string cpu;             // "", "scalar", "avx2", "avx512", "amx"
+  std::uint32_t chunk = 512;  // prefill tokens a step at most
+  std::uint32_t threads = 0;  // 0: all cores of the process's affinity
+  std::vector<int> pin_cpus;  // empty: no pinning
+  // One kernel whatever the batch and the thread count. Today's kernels are always so: a row's bits
+  // never depend on either (cpu/kernels.h), and this changes nothing.
+  bool deterministic = false;
+  std::string cpu;  // "", "scalar", "avx2", "avx512", "amx"
   // File that gets one line a decode step and sequence; empty: none. A line is
   //   POSITION TOKEN HASH ID:LOGIT ID:LOGIT
   // of the drawn token: its position in the sequence (prompt and output, from 0), its id, xxh3-64
@@ -106,7 +108,7 @@ class EngineSink {
 
 // What is known once the model is loaded. Immutable; any thread.
 struct ModelInfo {
-  std::string name;         // general.name of the file, or the shape
+  std::string name;         // the file's name without weight type and .gguf, or the shape
   std::string fingerprint;  // equal only if KV is interchangeable (file digest; mock: shape)
   kv::KvLayout layout;
   std::uint32_t vocab = 0;

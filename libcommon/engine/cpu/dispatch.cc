@@ -1,13 +1,24 @@
 #include "engine/cpu/dispatch.h"
 
+#if defined(KVD_ENGINE_AVX2)
+#include <cpuid.h>
+#endif
+
 namespace kvd::engine::cpu {
 namespace {
+
+#if defined(KVD_ENGINE_AVX2)
+// Not one of the names that clang 14 knows for __builtin_cpu_supports.
+bool has_f16c() {
+  unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
+  return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
+}
+#endif
 
 std::vector<const Kernels*> usable() {
   std::vector<const Kernels*> kernels = {&kScalarKernels};
 #if defined(KVD_ENGINE_AVX2)
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-      __builtin_cpu_supports("f16c")) {
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
     kernels.push_back(&kAvx2Kernels);
   }
 #endif

@@ -14,6 +14,23 @@ constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
 void quantize(const float*, std::uint32_t, std::uint32_t, std::uint32_t, std::byte*) {}
 
+// Four floats that every x86-64 (and every other) compiler target adds and multiplies at once; GCC
+// keeps a plain array of sums in memory, at a quarter of the speed.
+using Lanes = float __attribute__((vector_size(16)));
+
+// sums[r] = weights[.][r] . in, in order of columns.
+void dot_panel(const float* weights, const float* in, std::uint32_t columns, float* sums) {
+  Lanes total[kPanelRows / 4] = {};
+  for (std::uint32_t k = 0; k < columns; ++k, weights += kPanelRows) {
+    for (std::uint32_t i = 0; i < kPanelRows / 4; ++i) {
+      Lanes w;
+      std::memcpy(&w, weights + 4 * i, sizeof w);
+      total[i] += w * in[k];
+    }
+  }
+  std::memcpy(sums, total, sizeof total);
+}
+
 void linear(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const Activations& x,
             std::uint32_t rows, float* out, std::size_t out_stride, bool add, std::byte* scratch) {
   auto* weights = reinterpret_cast<float*>(scratch);
@@ -21,13 +38,8 @@ void linear(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const 
     dequantize_panel(matrix, panel, weights);
     const std::uint32_t valid = std::min(kPanelRows, matrix.rows - panel * kPanelRows);
     for (std::uint32_t row = 0; row < rows; ++row) {
-      const float* in = x.floats + row * x.float_stride;
-      float sums[kPanelRows] = {};
-      for (std::uint32_t k = 0; k < matrix.columns; ++k) {
-        const float value = in[k];
-        const float* w = weights + std::size_t{k} * kPanelRows;
-        for (std::uint32_t r = 0; r < kPanelRows; ++r) sums[r] += w[r] * value;
-      }
+      float sums[kPanelRows];
+      dot_panel(weights, x.floats + row * x.float_stride, matrix.columns, sums);
       float* to = out + row * out_stride + std::size_t{panel} * kPanelRows;
       for (std::uint32_t r = 0; r < valid; ++r) to[r] = add ? to[r] + sums[r] : sums[r];
     }

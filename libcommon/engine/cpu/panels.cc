@@ -34,6 +34,38 @@ void dequantize_q8(const std::byte* block, std::uint32_t r, float* out, std::siz
   }
 }
 
+// All 16 rows of one block to out[column][16]: the same numbers, row-wise so that it vectorizes.
+void dequantize_q4_block(const std::byte* block, float* out) {
+  float d[kPanelRows], m[kPanelRows];
+  for (std::uint32_t r = 0; r < kPanelRows; ++r) {
+    d[r] = half_to_float(read_u16(block + 256 + 2 * r));
+    m[r] = half_to_float(read_u16(block + 288 + 2 * r));
+  }
+  for (std::uint32_t unit = 0; unit < 4; ++unit) {
+    for (std::uint32_t j = 0; j < 4; ++j) {
+      float* low = out + (8 * unit + j) * kPanelRows;
+      float* high = low + 4 * kPanelRows;
+      for (std::uint32_t r = 0; r < kPanelRows; ++r) {
+        const auto byte = static_cast<int>(block[unit * 64 + r * 4 + j]);
+        low[r] = d[r] * static_cast<float>(byte & 15) + m[r];
+        high[r] = d[r] * static_cast<float>(byte >> 4) + m[r];
+      }
+    }
+  }
+}
+
+void dequantize_q8_block(const std::byte* block, float* out) {
+  float d[kPanelRows];
+  for (std::uint32_t r = 0; r < kPanelRows; ++r)
+    d[r] = half_to_float(read_u16(block + 512 + 2 * r));
+  for (std::uint32_t k = 0; k < kBlock; ++k, out += kPanelRows) {
+    for (std::uint32_t r = 0; r < kPanelRows; ++r) {
+      const auto q = static_cast<signed char>(block[k / 4 * 64 + r * 4 + k % 4]);
+      out[r] = d[r] * static_cast<float>(q);
+    }
+  }
+}
+
 float float_element(const Matrix& matrix, const std::byte* panel, std::uint32_t r,
                     std::uint32_t k) {
   switch (matrix.type) {
@@ -68,7 +100,17 @@ void dequantize(const Matrix& matrix, std::uint32_t panel, std::uint32_t r, floa
 }  // namespace
 
 void dequantize_panel(const Matrix& matrix, std::uint32_t panel, float* out) {
-  for (std::uint32_t r = 0; r < kPanelRows; ++r) dequantize(matrix, panel, r, out + r, kPanelRows);
+  if (!is_quantized(matrix.type)) {
+    for (std::uint32_t r = 0; r < kPanelRows; ++r)
+      dequantize(matrix, panel, r, out + r, kPanelRows);
+    return;
+  }
+  const bool q4 = matrix.type == PanelType::kQ4;
+  const std::byte* block = matrix.data + panel * matrix.panel_bytes;
+  for (std::uint32_t k = 0; k < matrix.columns; k += kBlock, out += kBlock * kPanelRows) {
+    (q4 ? dequantize_q4_block : dequantize_q8_block)(block, out);
+    block += q4 ? kQ4BlockBytes : kQ8BlockBytes;
+  }
 }
 
 void dequantize_row(const Matrix& matrix, std::uint32_t row, float* out) {

@@ -239,17 +239,21 @@ TEST_CASE("model: when a layer is reported its K and V are in the pages and stay
   CHECK(logits.empty());
   REQUIRE(order == std::vector<std::uint32_t>{0, 1, 2});
   for (std::uint32_t l = 0; l < 3; ++l) CHECK(seen[l] == slice(l, pages[0]));
-  // 40 tokens: 8 rows of the second page, and no other page at all.
-  const std::size_t row = layout.head_dim * 2;
+  // 40 tokens: 8 rows of the second page, nothing behind them, and no other page at all.
+  const std::byte* second = rig.pool().data() + pages[1] * layout.page_bytes();
+  for (std::uint32_t l = 0; l < 3; ++l) {
+    for (bool value : {false, true}) {
+      const std::byte* behind = second + layout.offset(l, value, 0, 8);
+      const auto count = static_cast<std::ptrdiff_t>(24 * layout.head_dim * 2);
+      CHECK(std::count(behind, behind + count, std::byte{0x7F}) == count);
+      CHECK(std::count(behind - layout.head_dim * 2, behind, std::byte{0x7F}) < layout.head_dim);
+    }
+  }
   for (PageIndex page = 0; page < Rig::kPages; ++page) {
-    const std::size_t at = page * layout.page_bytes();
-    const bool second = page == pages[1];
-    if (page == pages[0]) continue;
-    const std::size_t from = second ? 8 * row : 0;
-    const std::size_t end = second ? layout.head_bytes() : layout.page_bytes();
-    CHECK(std::equal(rig.pool().begin() + static_cast<std::ptrdiff_t>(at + from),
-                     rig.pool().begin() + static_cast<std::ptrdiff_t>(at + end),
-                     before.begin() + static_cast<std::ptrdiff_t>(at + from)));
+    if (page == pages[0] || page == pages[1]) continue;
+    const auto at = static_cast<std::ptrdiff_t>(page * layout.page_bytes());
+    const auto end = at + static_cast<std::ptrdiff_t>(layout.page_bytes());
+    CHECK(std::equal(rig.pool().begin() + at, rig.pool().begin() + end, before.begin() + at));
   }
 }
 
