@@ -326,10 +326,13 @@ void DecodeJobs::retry_or_fail(JobId id, const Status& why, bool retryable) {
   const bool ours =
       api.prefill_field == http::ApiRequest::PrefillField::kAbsent && !standalone(job);
   abandon_items(&job, why.message());
-  if (!retryable || !ours || job.answer->started() || job.attempts >= kMaxAttempts) {
+  const bool corrupted = why.code() == StatusCode::kCorrupted;
+  const bool again = !(corrupted && job.corrupted) && job.attempts < kMaxAttempts;
+  if (!retryable || !ours || job.answer->started() || !again) {
     fail(id, why, http::http_status(why.code()));
     return;
   }
+  job.corrupted = job.corrupted || corrupted;
   log_info("request sent again",
            {{"request", id}, {"prefill", job.prefill}, {"why", why.message()}});
   job.tried.push_back(job.prefill);

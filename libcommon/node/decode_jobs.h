@@ -64,6 +64,7 @@ class DecodeJobs final : public transfer::ReceiverHost {
     std::string prefill;             // where its rooms are
     std::vector<std::string> tried;  // prefills that failed it
     std::uint32_t attempts = 0;
+    bool corrupted = false;  // a room's KV was not what prefill sent: once more, not twice
     TimePoint admitted;
     TimePoint waits_for_pages{0};  // since when; 0: it does not
     TimePoint link_deadline{0};    // until when a link may come up; 0: not set

@@ -49,6 +49,11 @@ std::string content_type(const http::ResponseHead& head) {
 
 bool is_success(int status) { return status >= 200 && status < 300; }
 
+bool tells_of_corruption(const std::string& body) {
+  const Result<http::Answer> answer = http::parse_answer(body);
+  return answer.ok() && answer->error && answer->error->code() == StatusCode::kCorrupted;
+}
+
 // A value for each item: a list when there are several.
 std::string scalar_or_list(const std::vector<std::string>& values) {
   if (values.size() == 1) return values.front();
@@ -110,7 +115,8 @@ struct RouteProxy::Exchange {
   std::vector<std::string> tried;  // keys of the pairs
   std::vector<std::string> avoid;  // workers that were to blame
   std::shared_ptr<Attempt> attempt;
-  bool relayed = false;  // part of a stream has been passed on
+  bool corrupted = false;  // an attempt's KV was not what prefill sent: once more, not twice
+  bool relayed = false;    // part of a stream has been passed on
   bool gone = false;
   bool done = false;
 };
@@ -416,13 +422,16 @@ void RouteProxy::conclude(const Shared& exchange, const std::shared_ptr<Attempt>
 }
 
 void RouteProxy::act_on(const Shared& exchange, const Attempt& attempt, Leg& leg) {
-  bool gone = false, relayed = false;
+  bool gone = false, relayed = false, again = false;
   std::uint32_t attempts = 0;
+  const bool corrupted = leg.end.ok() && leg.head.status == 502 && tells_of_corruption(leg.body);
   {
     const std::lock_guard lock(exchange->mutex);
     gone = exchange->gone;
     relayed = exchange->relayed;
     attempts = exchange->attempts;
+    again = attempts < options_.retries && !(corrupted && exchange->corrupted);
+    exchange->corrupted = exchange->corrupted || corrupted;
   }
   if (gone) {
     finish(exchange, "cancelled");
@@ -440,7 +449,7 @@ void RouteProxy::act_on(const Shared& exchange, const Attempt& attempt, Leg& leg
           .with_context("worker " + worker);
   const bool late = !whole && clock_->now() >= exchange->deadline;
   log_warn(relayed ? "stream broke" : "attempt failed", {{"why", why.message()}});
-  if (!relayed && !late && attempts < options_.retries) {
+  if (!relayed && !late && again) {
     // The first fresh pair at once, then a little later each time.
     try_later(exchange,
               attempts == 1 ? Duration(0) : kFirstDelay * (1 << std::min(attempts - 2, 6U)));

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "transfer/faults.h"
 #include "transfer/receiver_impl.h"
 
 namespace kvd::transfer {
@@ -28,8 +29,10 @@ KvReceiver::Impl::Impl(TransferOptions options, kv::PagePool* pool, std::byte* s
 }
 
 KvReceiver::Impl::~Impl() {
+  if constexpr (faults::kBuilt) faults::check_all(*pool_);
   // Nothing may be written once the pool's memory goes away.
   for (auto& [address, link] : links_) close_link(link.get());
+  if constexpr (faults::kBuilt) faults::close_kept_open();
 }
 
 // Ends what was only noted on the way, until nothing is left to end; then tells the host.
@@ -179,6 +182,7 @@ Status KvReceiver::open_room(const std::string& prefill_address, RoomRequest req
     return sent;
   }
   link->sequence.sent();
+  if constexpr (faults::kBuilt) faults::leased(*impl_->pool_, impl_->pool_->pages(request.lease));
   impl_->next_deadline_ = std::min(impl_->next_deadline_, request.deadline);
   impl_->by_request_[request.request] = room->key;
   room->request = std::move(request);
@@ -287,6 +291,10 @@ bool KvReceiver::poll() {
   for (auto& [address, link] : impl_->links_) {
     busy = impl_->poll_endpoint(link.get()) || busy;
     impl_->tend_link(link.get(), now);
+  }
+  if constexpr (faults::kBuilt) {
+    faults::poll_kept_open();
+    faults::watch(*impl_->pool_, now);
   }
   impl_->check_deadlines(now);
   impl_->settle();

@@ -130,6 +130,7 @@ struct KvReceiver::Impl {
   void act(ReceiverRoom* room, room::Action action, room::Event event);
   void send_allocate(ReceiverRoom* room);
   void release(ReceiverRoom* room, room::Event event);
+  void free_pages(ReceiverRoom* room, kv::Proof proof);
   void report_committed(ReceiverRoom* room);
   void report_failed(ReceiverRoom* room);
   void lease_slots();

@@ -3,6 +3,7 @@
 
 #include "base/log.h"
 #include "proto/ops_messages.h"
+#include "transfer/faults.h"
 #include "transfer/receiver_impl.h"
 
 namespace kvd::transfer {
@@ -295,6 +296,9 @@ void KvReceiver::Impl::close_link(ReceiverLink* link) {
     } else if (capabilities.region_close_fences) {
       fence_proof_ = kv::Proof::kRegionClosed;
     }
+  }
+  if constexpr (faults::kBuilt) {
+    if (faults::unfenced()) faults::keep_open(std::move(link->endpoint), std::move(link->region));
   }
   link->region.reset();
   link->endpoint.reset();

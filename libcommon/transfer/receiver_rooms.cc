@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "transfer/faults.h"
 #include "transfer/receiver_impl.h"
 
 namespace kvd::transfer {
@@ -199,11 +200,13 @@ void KvReceiver::Impl::apply(ReceiverRoom* room, room::Event event) {
     }
     return;
   }
+  [[maybe_unused]] const room::RoomState before = room->state;
   metrics_.leave(room->state, room->drain);
   room->state = next.state;
   room->drain = next.drain;
   metrics_.enter(room->state, room->drain);
   for (room::Action action : next.actions) act(room, action, event);
+  if constexpr (faults::kBuilt) faults::at_step(room::Role::kReceiver, before, event);
   // Without pages and slot there is nothing left to prove.
   const bool holds = static_cast<bool>(room->request.lease) || room->slot.has_value();
   if (is_over(room->state, room->drain) || (room->drain == room::Drain::kUnproven && !holds)) {
@@ -227,6 +230,9 @@ void KvReceiver::Impl::act(ReceiverRoom* room, room::Action action, room::Event 
       send(room->link, room->id, proto::Abort{room->reason});
       break;
     case kQuarantine:
+      if constexpr (faults::kBuilt) {
+        if (faults::unfenced()) return free_pages(room, kv::Proof::kDrained);
+      }
       pool_->quarantine(room->request.lease, "drained from prefill, or its endpoint closed",
                         clock_->now());
       break;
@@ -275,15 +281,18 @@ void KvReceiver::Impl::release(ReceiverRoom* room, room::Event event) {
     KVD_CHECK(fence_proof_.has_value());
     proof = *fence_proof_;
   }
-  if (room->request.lease) {
-    pool_->release(room->request.lease, proof);
-    room->request.lease = {};
-    pages_freed_ = true;
-  }
+  if (room->request.lease) free_pages(room, proof);
   if (room->slot) {
     slots_.free(*room->slot);
     room->slot.reset();
   }
+}
+
+void KvReceiver::Impl::free_pages(ReceiverRoom* room, kv::Proof proof) {
+  if constexpr (faults::kBuilt) faults::freed(*pool_, pool_->pages(room->request.lease));
+  pool_->release(room->request.lease, proof);
+  room->request.lease = {};
+  pages_freed_ = true;
 }
 
 void KvReceiver::Impl::report_committed(ReceiverRoom* room) {

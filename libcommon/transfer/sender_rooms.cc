@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "base/log.h"
+#include "transfer/faults.h"
 #include "transfer/sender_impl.h"
 
 namespace kvd::transfer {
@@ -198,11 +199,13 @@ void KvSender::Impl::apply(SenderRoom* room, room::Event event) {
     }
     return;
   }
+  [[maybe_unused]] const room::RoomState before = room->state;
   metrics_.leave(room->state, room->drain);
   room->state = next.state;
   room->drain = next.drain;
   metrics_.enter(room->state, room->drain);
   for (room::Action action : next.actions) act(room, action);
+  if constexpr (faults::kBuilt) faults::at_step(room::Role::kSender, before, event);
 }
 
 void KvSender::Impl::act(SenderRoom* room, room::Action action) {

@@ -4,6 +4,7 @@
 #include <cstring>
 
 #include "base/log.h"
+#include "transfer/faults.h"
 #include "transfer/sender_impl.h"
 #include "transfer/write_plan.h"
 
@@ -33,6 +34,7 @@ void KvSender::Impl::write_remaining(SenderRoom* room) {
 }
 
 void KvSender::Impl::enqueue(SenderRoom* room, std::vector<fabric::QueuedWrite> writes) {
+  if constexpr (faults::kBuilt) faults::tamper(room->id, *pool_, &writes);
   if (writes.empty()) return;
   if (room->state == room::RoomState::kWaitingForInput) {
     log_debug("first pages queued", {{"room", room->id}, {"writes", writes.size()}});
@@ -168,6 +170,7 @@ void KvSender::Impl::on_room_write(SenderRoom* room, const fabric::WriteResult& 
     room->record_posted = result.posted;
   }
   if (result.tag == kScratchTag) room->scratch_done = true;
+  if constexpr (faults::kBuilt) faults::at_write(room->completed_writes);
   // The last write proves that all have landed; the sources are free once all have completed, too.
   if (room->link->pipeline->inflight(room->id.value) != 0) return;
   if (room->record_done) {

@@ -48,7 +48,7 @@ class Daemon:
         if netns:
             command = ["ip", "netns", "exec", netns, *command]
         command = [*prefix, *command]
-        self.log = tempfile.NamedTemporaryFile("w+", prefix=program + "-", suffix=".log", delete=False)
+        self.log = tempfile.NamedTemporaryFile("w+", prefix=os.path.basename(program) + "-", suffix=".log", delete=False)
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self.log, text=True,
                                         env={**os.environ, **(env or {})})
         line = self._first_line(timeout)
