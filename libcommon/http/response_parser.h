@@ -118,6 +118,7 @@ class ResponseParser {
   bool complete() const { return hooks_->is_done(); }
   // The server closed: true when that is how this answer ends.
   bool complete_at_eof() {
+    if (!hooks_->got_some()) return false;  // after an interim answer; Beast would abort
     boost::beast::error_code ec;
     if (!hooks_->is_done()) hooks_->put_eof(ec);
     return !ec && hooks_->is_done();

@@ -217,6 +217,20 @@ TEST_CASE("http client: answers of every framing, and none") {
   }
 }
 
+// Found by fuzzing: Beast aborted the process.
+TEST_CASE("http client: a server that says Continue and closes is unavailable") {
+  RawServer server;
+  std::jthread thread([&] {
+    const int fd = server.accept_request();
+    RawServer::say(fd, "HTTP/1.1 100 Continue\r\n\r\n");
+    close(fd);
+  });
+  const auto client = Client::create();
+  const auto answer = client->fetch(get(server.url()));
+  CHECK(answer.status().code() == StatusCode::kUnavailable);
+  thread.join();
+}
+
 TEST_CASE("http client: nobody there, bad URLs and bad headers are told at once") {
   std::string address;
   { address = RawServer().url(); }
