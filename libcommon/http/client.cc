@@ -343,8 +343,10 @@ void CallImpl::broken(const error_code& ec) {
   if (ec == asio::error::eof && received_ && parser_->complete_at_eof()) return complete();
   error_code ignored;
   link_->socket.close(ignored);
-  // An idle connection may be closed by the server while the request is on its way to it.
-  if (pooled_ && !received_) return obtain_link();
+  // An idle connection may be closed by the server while the request is on its way to it. Once it
+  // is out, only the caller knows whether it may be sent again.
+  const bool harmless = !sent_ || request_.method == "GET" || request_.method == "HEAD";
+  if (pooled_ && !received_ && harmless) return obtain_link();
   const std::string what = ec == asio::error::eof ? "the connection was closed" : ec.message();
   end(unavailable(where() + ": " + what +
                   (received_ ? " in the middle of the answer" : " before an answer")));

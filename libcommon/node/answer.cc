@@ -1,5 +1,6 @@
 #include "node/answer.h"
 
+#include <algorithm>
 #include <ctime>
 #include <variant>
 
@@ -7,6 +8,15 @@
 #include "base/rng.h"
 
 namespace kvd::node {
+namespace {
+
+// Of valid UTF-8: every byte but the continuation bytes.
+std::uint32_t characters(const std::string& text) {
+  return static_cast<std::uint32_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return (c & 0xc0) != 0x80; }));
+}
+
+}  // namespace
 
 Answer::Answer(const PreparedRequest& request, const std::string& model,
                const engine::Tokenizer* tokenizer, std::shared_ptr<http::Responder> responder)
@@ -29,7 +39,7 @@ Answer::Answer(const PreparedRequest& request, const std::string& model,
       const std::size_t prompt = i / request.api.n;
       const auto* text = std::get_if<std::string>(&request.api.prompts[prompt]);
       part.choice.text = text != nullptr ? *text : tokenizer_->decode_all(request.prompts[prompt]);
-      part.offset = static_cast<std::uint32_t>(part.choice.text.size());
+      part.offset = characters(part.choice.text);
     }
   }
   for (const auto& prompt : request.prompts) {
@@ -50,7 +60,7 @@ void Answer::flush(Part* part) {
   if (!stream_ || (part->choice.text.empty() && part->choice.finish_reason.empty())) return;
   part->choice.text_offset = part->offset;
   responder_->write(renderer_.chunk(part->choice));
-  part->offset += static_cast<std::uint32_t>(part->choice.text.size());
+  part->offset += characters(part->choice.text);
   part->choice.text.clear();
   part->choice.entries.clear();
 }

@@ -8,6 +8,7 @@ namespace kvd::node {
 namespace {
 
 constexpr std::uint32_t kDefaultChatTokens = 512;
+constexpr std::size_t kLongestToken = 512;  // bytes
 
 Result<std::vector<TokenId>> tokenize(const engine::Engine& engine, const http::ApiRequest& api,
                                       std::size_t index) {
@@ -28,7 +29,14 @@ Result<std::vector<TokenId>> tokenize(const engine::Engine& engine, const http::
     }
     return *ids;
   }
-  std::vector<TokenId> ids = tokenizer.encode(std::get<std::string>(prompt));
+  const std::string& text = std::get<std::string>(prompt);
+  // No token is as long as that: the text cannot fit, and need not be tokenized to know it.
+  if (text.size() / kLongestToken > engine.info().context) {
+    return invalid_argument("prompt: " + std::to_string(text.size()) +
+                            " bytes of text do not fit a context of " +
+                            std::to_string(engine.info().context) + " tokens");
+  }
+  std::vector<TokenId> ids = tokenizer.encode(text);
   if (tokenizer.add_bos() && tokenizer.bos() >= 0) ids.insert(ids.begin(), tokenizer.bos());
   return ids;
 }

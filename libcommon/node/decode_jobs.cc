@@ -65,14 +65,15 @@ void DecodeJobs::poll(bool look_for_gone) {
       }
     }
     for (const JobId id : gone) {
+      if (!jobs_.contains(id)) continue;
       abandon_items(&jobs_.at(id), "client went away");
       end(id, "cancelled");
     }
     for (const JobId id : late) {
-      const bool queued = jobs_.at(id).waits_for_pages.ns != 0;
+      if (!jobs_.contains(id)) continue;
+      const bool queued = std::find(queue_.begin(), queue_.end(), id) != queue_.end();
       if (queued) {
-        fail(id,
-             {StatusCode::kResourceExhausted, "no KV pages were free within the request's time"},
+        fail(id, {StatusCode::kResourceExhausted, "no place was free within the request's time"},
              503);
       } else {
         fail(id, {StatusCode::kDeadline, "the request's time is over"}, 504);
@@ -147,10 +148,11 @@ Result<std::string> DecodeJobs::choose_prefill(Job* job) {
     }
   }
   if (!named.empty()) {
-    // With a registry, the router may have heard of a prefill before this worker has.
+    // With a registry, the router may have heard of a prefill before this worker has; without one
+    // there is nothing to wait for, but another pair may do.
     if (wanted == nullptr && core_->registry() == nullptr) {
-      return invalid_argument("prefill " + named +
-                              " is not one that this worker may use (--prefill, --join)");
+      return unavailable("prefill " + named +
+                         " is not one that this worker may use (--prefill, --join)");
     }
     why = unavailable("prefill " + named + " is not linked to this worker");
     if (wanted != nullptr && !wanted->why.ok()) {
@@ -183,25 +185,21 @@ bool DecodeJobs::reserve(Job* job) {
   kv::PagePool& pool = core_->pool();
   const PreparedRequest& request = job->in.request;
   const TimePoint now = core_->clock().now();
-  std::vector<kv::LeaseId> leases;
+  const auto pages_of = [&](std::size_t item) {
+    return pool.layout().pages_for(request.prompts[item / request.api.n].size() +
+                                   request.api.sampling.max_tokens);
+  };
   std::uint32_t wanted = 0;
-  for (std::size_t i = 0; i < job->items.size(); ++i) {
-    const std::size_t tokens =
-        request.prompts[i / request.api.n].size() + request.api.sampling.max_tokens;
-    const std::uint32_t pages = pool.layout().pages_for(tokens);
-    wanted += pages;
-    auto lease = pool.lease(pages, now);
-    if (lease.ok()) {
-      leases.push_back(*lease);
-      continue;
-    }
-    for (const kv::LeaseId id : leases) pool.release(id, kv::Proof::kNeverExposed);
+  for (std::size_t i = 0; i < job->items.size(); ++i) wanted += pages_of(i);
+  if (wanted > pool.counts().free) {
     if (job->waits_for_pages.ns == 0) job->waits_for_pages = now;
     if (receiver_ != nullptr) receiver_->starving(wanted, job->waits_for_pages);
     return false;
   }
   job->waits_for_pages = TimePoint{0};
-  for (std::size_t i = 0; i < leases.size(); ++i) job->items[i].lease = leases[i];
+  for (std::size_t i = 0; i < job->items.size(); ++i) {
+    job->items[i].lease = pool.lease(pages_of(i), now).value();
+  }
   return true;
 }
 
@@ -344,17 +342,17 @@ void DecodeJobs::retry_or_fail(JobId id, const Status& why, bool retryable) {
 
 void DecodeJobs::abandon_items(Job* job, const std::string& reason) {
   for (Item& item : job->items) {
-    if (item.phase == Phase::kRoom) {
-      receiver_->abort(item.key, reason);
-    } else if (item.phase == Phase::kEngine) {
-      orphans_[item.key] = item.lease;
-      core_->engine().cancel(item.key);
-    } else {
-      continue;
-    }
+    const Phase phase = item.phase;
+    if (phase != Phase::kRoom && phase != Phase::kEngine) continue;
+    item.phase = Phase::kDone;
     --running_items_;
     by_key_.erase(item.key);
-    item.phase = Phase::kDone;
+    if (phase == Phase::kRoom) {
+      receiver_->abort(item.key, reason);
+    } else {
+      orphans_[item.key] = item.lease;
+      core_->engine().cancel(item.key);
+    }
   }
 }
 
@@ -436,7 +434,9 @@ void DecodeJobs::fill_stages(Job* job, std::size_t index) {
 void DecodeJobs::fail_all(const Status& why) {
   std::vector<JobId> ids;
   for (const auto& [id, job] : jobs_) ids.push_back(id);
-  for (const JobId id : ids) fail(id, why, 503);
+  for (const JobId id : ids) {
+    if (jobs_.contains(id)) fail(id, why, 503);
+  }
 }
 
 proto::Load DecodeJobs::load() {

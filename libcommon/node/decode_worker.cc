@@ -53,6 +53,7 @@ class DecodeWorker final : public Daemon, LoopTask, engine::EngineSink {
   std::unique_ptr<transfer::KvReceiver> receiver_;
   std::unique_ptr<http::Server> server_;
   ApiLimits limits_;
+  Counter refused_;
   std::set<std::string> fixed_prefills_, found_prefills_;
   std::uint64_t members_version_ = 0;
   TimePoint next_seen_{0};
@@ -90,6 +91,8 @@ Result<std::unique_ptr<Daemon>> DecodeWorker::create(const WorkerOptions& option
     for (const std::string& address : worker->fixed_prefills_)
       worker->receiver_->add_prefill(address);
   }
+  worker->refused_ = c.metrics().counter("kvd_requests_total", "API requests by how they ended.",
+                                         {{"outcome", "refused"}});
   worker->limits_ = {c.served_name(), c.pool().page_count(), options.engine.max_running};
   c.engine().start(c.pool().memory(), c.pool().page_count(), worker.get());
   KVD_RETURN_IF_ERROR(worker->start_http());
@@ -100,6 +103,7 @@ Status DecodeWorker::start_http() {
   http::ServerOptions options;
   options.listen = core_->options().common.http;
   options.api_key = core_->options().common.api_key;
+  options.threads = 2;  // a long prompt is tokenized on one of them
   auto server = http::Server::start(
       options, [this](http::Request request, std::shared_ptr<http::Responder> responder) {
         handle(std::move(request), std::move(responder));
@@ -120,6 +124,7 @@ void DecodeWorker::handle(http::Request request, std::shared_ptr<http::Responder
   const TimePoint arrival = clock_.now();
   auto prepared = prepare(core_->engine(), limits_, request.target, request.body);
   if (!prepared.ok()) {
+    refused_.add();
     const int status = http::http_status(prepared.status().code());
     responder->send(status, "application/json", http::error_body(prepared.status()));
     return;
@@ -149,8 +154,18 @@ void DecodeWorker::handle(http::Request request, std::shared_ptr<http::Responder
 
 void DecodeWorker::update_prefills() {
   RegistryClient* registry = core_->registry();
-  if (registry == nullptr || receiver_ == nullptr || registry->version() == members_version_)
-    return;
+  if (registry == nullptr || receiver_ == nullptr) return;
+  // Loss of discovery is not death: a prefill whose link is up, or that still has rooms of ours,
+  // stays.
+  if (const TimePoint now = clock_.now(); now >= next_seen_) {
+    next_seen_ = now + RegistryClient::kJoinInterval;
+    for (const transfer::PrefillView& view : receiver_->prefills()) {
+      if (view.state == transfer::LinkState::kReady || view.rooms > 0) {
+        registry->seen(view.address, now);
+      }
+    }
+  }
+  if (registry->version() == members_version_) return;
   members_version_ = registry->version();
   std::set<std::string> now;
   for (const proto::Member& member : registry->members()) {
@@ -221,12 +236,14 @@ bool DecodeWorker::finished() const {
 Status DecodeWorker::run(const std::atomic<int>& signals) {
   signals_ = &signals;
   loop_.run(*this);
+  const bool cut = !jobs_->empty();
   jobs_->fail_all(unavailable("this worker was told to end at once"));
   server_->drain();
   server_->stop();
   events_.close();
   core_->engine().stop();
   log_info("ended");
+  if (cut) return {StatusCode::kFailed, "ended at once: requests were cut"};
   return {};
 }
 

@@ -110,6 +110,7 @@ Status PrefillWorker::start_http() {
   http::ServerOptions options;
   options.listen = core_->options().common.http;
   options.api_key = core_->options().common.api_key;
+  options.threads = 2;  // a long prompt is tokenized on one of them
   auto server = http::Server::start(
       options, [this](http::Request request, std::shared_ptr<http::Responder> responder) {
         handle(std::move(request), std::move(responder));
@@ -128,6 +129,7 @@ void PrefillWorker::handle(http::Request request, std::shared_ptr<http::Responde
     return;
   }
   const auto refuse = [&](const Status& why) {
+    outcomes_.at("refused").add();
     responder->send(http::http_status(why.code()), "application/json", http::error_body(why));
   };
   auto prepared = prepare(core_->engine(), limits_, request.target, request.body);
@@ -160,12 +162,16 @@ void PrefillWorker::add_half(std::shared_ptr<Half> half) {
   // It may have left before it was in the table, where drop_gone_halves() looks.
   if (half->responder->gone()) return;
   const PreparedRequest& request = half->request;
+  half->open = request.items();
   for (std::size_t i = 0; i < request.items(); ++i) {
     const RoomId room = request.api.bootstrap[i].room;
-    const Status expected = halves_.contains(room)
-                                ? invalid_argument("bootstrap_room: this room is open already")
-                                : sender_->expect(room, request.prompts[i / request.api.n],
-                                                  request.api.sampling, half->deadline);
+    Status expected = invalid_argument("bootstrap_room: this room is open already");
+    if (halves_.try_emplace(room, half).second) {
+      // In the table first: the room may be over before expect() returns.
+      expected = sender_->expect(room, request.prompts[i / request.api.n], request.api.sampling,
+                                 half->deadline);
+      if (!expected.ok()) halves_.erase(room);
+    }
     if (!expected.ok()) {
       for (const RoomId other : half->rooms) {
         halves_.erase(other);
@@ -175,9 +181,7 @@ void PrefillWorker::add_half(std::shared_ptr<Half> half) {
                             http::error_body(expected));
       return;
     }
-    halves_[room] = half;
     half->rooms.push_back(room);
-    ++half->open;
   }
 }
 
@@ -323,11 +327,13 @@ bool PrefillWorker::finished() const {
 Status PrefillWorker::run(const std::atomic<int>& signals) {
   signals_ = &signals;
   loop_.run(*this);
+  const bool cut = !sender_->idle() || !halves_.empty();
   server_->drain();
   server_->stop();
   events_.close();
   core_->engine().stop();
   log_info("ended");
+  if (cut) return {StatusCode::kFailed, "ended at once: rooms were cut"};
   return {};
 }
 

@@ -134,7 +134,15 @@ bool RouteControl::step() {
     next_ = std::min(next_, client_->next_deadline());
   }
   sync_discovered();
-  const std::vector<std::string> silent = members_->take_silent(now);
+  // After a stall of our own nobody was asked: their silence says nothing until they had their
+  // turn.
+  if (last_step_.ns != 0 && now - last_step_ > 2 * kDescribeInterval) {
+    silence_counts_from_ = now + 2 * kDescribeInterval;
+    for (auto& [address, peer] : peers_) peer.next_describe = now;
+  }
+  last_step_ = now;
+  std::vector<std::string> silent;
+  if (now >= silence_counts_from_) silent = members_->take_silent(now);
   for (const std::string& address : silent) {
     const auto peer = peers_.find(address);
     if (peer != peers_.end()) peer->second.alive = false;

@@ -114,6 +114,7 @@ class RouteControl final : LoopTask {
   std::uint64_t changes_ = 0;  // guarded by mutex_
   std::string http_;           // guarded by mutex_
   std::thread thread_;
+  TimePoint last_step_{0}, silence_counts_from_{0};
 };
 
 }  // namespace kvd::node

@@ -296,6 +296,12 @@ http::ClientCallbacks RouteProxy::leg_callbacks(const Shared& exchange,
   return out;
 }
 
+// The event itself, not the same letters inside an event's JSON, where a line break is escaped.
+bool has_done(std::string_view bytes) {
+  constexpr std::string_view kDone = "data: [DONE]";
+  return bytes.starts_with(kDone) || bytes.find("\n\ndata: [DONE]") != std::string_view::npos;
+}
+
 void RouteProxy::on_data(const Shared& exchange, const std::shared_ptr<Attempt>& attempt, Side side,
                          std::string_view bytes) {
   bool first = false, held = false;
@@ -311,8 +317,10 @@ void RouteProxy::on_data(const Shared& exchange, const std::shared_ptr<Attempt>&
       exchange->relayed = true;
       // The last event waits for the end of the answer and goes out with it
       // (Responder::finish_with).
-      held = !leg.body.empty() || bytes.find("data: [DONE]") != std::string_view::npos;
-      if (held) leg.body.append(bytes.substr(0, kMaxErrorBytes));
+      held = !leg.body.empty() || has_done(bytes);
+      if (held && leg.body.size() < kMaxErrorBytes) {
+        leg.body.append(bytes.substr(0, kMaxErrorBytes));
+      }
     } else {
       if (!is_decode && good) return;  // prefill's own token: decode has it too
       if (leg.body.size() + bytes.size() <= (good ? kMaxAnswerBytes : kMaxErrorBytes)) {

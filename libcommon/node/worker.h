@@ -1,5 +1,5 @@
-// A running kvd-prefill, kvd-decode or kvd-route: threads and wiring. start() returns when the daemon is
-// ready to take work; run() until it has drained.
+// A running kvd-prefill, kvd-decode or kvd-route: threads and wiring. start() returns when the
+// daemon is ready to take work; run() until it has drained.
 #pragma once
 
 #include <atomic>

@@ -156,6 +156,21 @@ std::vector<std::string> WorkerCore::key_addresses(const std::string& role) cons
   return out;
 }
 
+std::string WorkerCore::reachable(const std::string& bound) const {
+  const auto wildcard = [](const std::string& host) {
+    return host == "*" || host == "0.0.0.0" || host == "::";
+  };
+  auto address = parse_host_port(bound);
+  if (!address.ok() || !wildcard(address->host)) return bound;
+  const auto listen = parse_host_port(options_.common.listen);
+  if (!options_.fabric_addr.empty()) {
+    address->host = options_.fabric_addr;
+  } else if (listen.ok() && !wildcard(listen->host)) {
+    address->host = listen->host;
+  }
+  return to_string(*address);
+}
+
 void WorkerCore::unexpected(const control::Received& message) {
   using proto::MessageType;
   const MessageType type = message.envelope.type;
@@ -177,7 +192,7 @@ proto::Described WorkerCore::describe(const proto::Load& load) const {
   out.role = role_;
   out.program = options_.common.program;
   out.version = options_.common.version;
-  out.http = http_.empty() ? "" : "http://" + http_;
+  out.http = http_.empty() ? "" : "http://" + reachable(http_);
   out.model = options_.served_model_name;
   out.fingerprint = model().fingerprint;
   out.layout = transfer::to_info(model().layout);
@@ -233,8 +248,8 @@ void WorkerCore::tick(const proto::Load& load) {
   if (registry_ != nullptr) {
     proto::Join self;
     self.role = role_;
-    self.control = channel_->address();
-    self.http = http_.empty() ? "" : "http://" + http_;
+    self.control = reachable(channel_->address());
+    self.http = http_.empty() ? "" : "http://" + reachable(http_);
     self.model = options_.served_model_name;
     self.load = load;
     registry_->set_self(std::move(self));
@@ -263,7 +278,8 @@ TimePoint WorkerCore::next_deadline() const {
 }
 
 std::string WorkerCore::ready_line() const {
-  std::string line = "{\"event\":\"ready\",\"program\":" + http::json_string(options_.common.program);
+  std::string line =
+      "{\"event\":\"ready\",\"program\":" + http::json_string(options_.common.program);
   if (!http_.empty()) line += ",\"http\":" + http::json_string("http://" + http_);
   line += ",\"control\":" + http::json_string(channel_->address());
   if (!providers_.empty()) {

@@ -72,6 +72,8 @@ class WorkerCore {
   Status open_providers(const std::string& source_address);
   Status open_control();
   void update_gauges();
+  // A wildcard address is of no use to others: with the host of --fabric-addr, else of --listen.
+  std::string reachable(const std::string& bound) const;
   proto::Described describe(const proto::Load& load) const;
 
   WorkerOptions options_;

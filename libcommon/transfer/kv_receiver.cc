@@ -35,8 +35,14 @@ KvReceiver::Impl::~Impl() {
   if constexpr (faults::kBuilt) faults::close_kept_open();
 }
 
-// Ends what was only noted on the way, until nothing is left to end; then tells the host.
 void KvReceiver::Impl::settle() {
+  tidy();
+  deliver();
+}
+
+// Ends what was only noted on the way, until nothing is left to end. What the host must hear waits
+// in reports_: calls of the host's own (abort, starving) must not call it back.
+void KvReceiver::Impl::tidy() {
   bool again = true;
   while (again) {
     again = false;
@@ -62,7 +68,6 @@ void KvReceiver::Impl::settle() {
     if (link.ref != 0) messenger_->channel().forget(link.ref);
     return true;
   });
-  deliver();
 }
 
 void KvReceiver::Impl::deliver() {
@@ -122,7 +127,7 @@ void KvReceiver::remove_prefill(const std::string& address) {
       impl_->give_up(room, unavailable("the prefill was removed"), true);
     }
   }
-  impl_->settle();
+  impl_->tidy();
 }
 
 std::vector<PrefillView> KvReceiver::prefills() const {
@@ -215,7 +220,7 @@ void KvReceiver::abort(std::uint64_t request, const std::string& reason) {
     log_info("room aborted", {{"room", room->id}, {"why", room->reason}});
     impl_->apply(room, room::Event::kAbort);
   }
-  impl_->settle();
+  impl_->tidy();
 }
 
 void KvReceiver::starving(std::uint32_t pages, TimePoint since) {
@@ -234,7 +239,7 @@ void KvReceiver::starving(std::uint32_t pages, TimePoint since) {
   if (worst == nullptr) return;
   impl_->note_end(worst, unavailable("fenced: it held " + std::to_string(most) +
                                      " quarantined pages that a request waits for"));
-  impl_->settle();
+  impl_->tidy();
 }
 
 bool KvReceiver::on_message(const control::Received& message) {
@@ -302,6 +307,7 @@ bool KvReceiver::poll() {
 }
 
 TimePoint KvReceiver::next_deadline() const {
+  if (!impl_->reports_.empty() || impl_->pages_freed_) return impl_->clock_->now();
   TimePoint next = impl_->next_deadline_;
   for (const auto& [address, link] : impl_->links_) {
     if (impl_->asking(*link) || link->state == LinkState::kRegistering) {

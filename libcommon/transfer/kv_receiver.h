@@ -1,9 +1,11 @@
-// KvReceiver: the decode side of every link and room of one worker. It keeps a link to each prefill it
-// was given, opens rooms, tells prefill where pages go, checks the commit record and the digest, and owns
-// the proof that a failed room's pages can be written by nobody before they are free again.
+// KvReceiver: the decode side of every link and room of one worker. It keeps a link to each prefill
+// it was given, opens rooms, tells prefill where pages go, checks the commit record and the digest,
+// and owns the proof that a failed room's pages can be written by nobody before they are free
+// again.
 //
-// Calling thread, reentrancy and injection: as KvSender. ReceiverHost may call open_room() and abort()
-// from inside on_committed()/on_failed().
+// Calling thread, reentrancy and injection: as KvSender. ReceiverHost may call open_room() and
+// abort() from inside on_committed()/on_failed(). The host is called from on_message() and poll()
+// only, never from inside its own calls.
 #pragma once
 
 #include <cstdint>
@@ -31,9 +33,9 @@ struct RoomRequest {
   std::vector<TokenId> prompt;
   SamplingParams sampling;
   std::uint32_t choice = 0;
-  // Reserved by the caller for prompt + max_tokens; the first pages_for(prompt) receive the prompt. From
-  // open_room() on the lease belongs to KvReceiver, until on_committed() gives it back. On failure
-  // KvReceiver releases or quarantines it.
+  // Reserved by the caller for prompt + max_tokens; the first pages_for(prompt) receive the prompt.
+  // From open_room() on the lease belongs to KvReceiver, until on_committed() gives it back. On
+  // failure KvReceiver releases or quarantines it.
   kv::LeaseId lease;
   TimePoint deadline;
   RoomId room;  // standalone: minted by the router; 0: prefill mints it
@@ -49,10 +51,10 @@ struct CommittedRoom {
   Incarnation prefill;
   std::uint64_t bytes = 0;  // KV bytes that were written
   std::uint32_t pages = 0;
-  Duration bootstrap{0};    // open_room -> RoomOpened (decode's clock)
-  Duration queue{0};        // prefill's clock
+  Duration bootstrap{0};  // open_room -> RoomOpened (decode's clock)
+  Duration queue{0};      // prefill's clock
   Duration prefill_compute{0};
-  Duration commit{0};       // record posted -> validated here
+  Duration commit{0};               // record posted -> validated here
   bool commit_is_estimate = false;  // half a round trip: the two ends do not share a boot id
   Duration digest{0};
 };
@@ -68,7 +70,7 @@ struct PrefillView {
   std::string address;  // control address as given to add_prefill
   Incarnation incarnation;
   LinkState state = LinkState::kConnecting;
-  Status why;           // of kRefused and kDown
+  Status why;  // of kRefused and kDown
   std::string provider;
   proto::Load load;
   std::uint32_t context = 0;
@@ -76,7 +78,8 @@ struct PrefillView {
   Duration round_trip{0};
 };
 
-// A metadata slot that is leased: `leaks` and the simulation look at them. Room 0: a link's test write.
+// A metadata slot that is leased: `leaks` and the simulation look at them. Room 0: a link's test
+// write.
 struct SlotView {
   std::uint32_t slot = 0, generation = 0;
   RoomId room;
@@ -96,11 +99,11 @@ class ReceiverHost {
 
 class KvReceiver {
  public:
-  // `slot_memory`: kSlotBytes * options.slots, following the pool's pages in one allocation, so that one
-  // registration covers both: region = [pool->memory(), slot_memory end).
+  // `slot_memory`: kSlotBytes * options.slots, following the pool's pages in one allocation, so
+  // that one registration covers both: region = [pool->memory(), slot_memory end).
   KvReceiver(TransferOptions options, kv::PagePool* pool, std::byte* slot_memory,
-             control::Messenger* messenger, std::vector<fabric::Domain*> domains, const Clock* clock,
-             Rng* rng, Metrics* metrics, ReceiverHost* host);
+             control::Messenger* messenger, std::vector<fabric::Domain*> domains,
+             const Clock* clock, Rng* rng, Metrics* metrics, ReceiverHost* host);
   ~KvReceiver();
   KvReceiver(const KvReceiver&) = delete;
   KvReceiver& operator=(const KvReceiver&) = delete;
@@ -115,8 +118,8 @@ class KvReceiver {
   Status open_room(const std::string& prefill_address, RoomRequest request);
   // The client went away, or the deadline passed: on_failed() is not called. No-op when unknown.
   void abort(std::uint64_t request, const std::string& reason);
-  // A reservation of `pages` has waited since `since`: after fence_after, if quarantined pages would
-  // satisfy it, the peer that holds most of them is fenced.
+  // A reservation of `pages` has waited since `since`: after fence_after, if quarantined pages
+  // would satisfy it, the peer that holds most of them is fenced.
   void starving(std::uint32_t pages, TimePoint since);
 
   bool on_message(const control::Received& message);

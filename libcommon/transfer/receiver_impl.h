@@ -140,6 +140,7 @@ struct KvReceiver::Impl {
 
   // kv_receiver.cc
   void settle();
+  void tidy();
   void deliver();
 
   TransferOptions options_;

@@ -385,10 +385,11 @@ void KvReceiver::Impl::check_deadlines(TimePoint now) {
   std::vector<RoomKey> late;
   for (const auto& [key, room] : rooms_) {
     if (room->over) continue;
-    const bool drains = room->drain == room::Drain::kPending && room->abort_sent != kNever;
+    const bool drains = room->drain == room::Drain::kPending;
     if (room->state == room::RoomState::kFailed && !drains) continue;
-    const TimePoint due =
-        drains ? room->abort_sent + options_.drain_timeout : room->request.deadline;
+    // An abort that waits for RoomOpened does not wait for ever either.
+    const TimePoint asked = room->abort_sent != kNever ? room->abort_sent : room->request.deadline;
+    const TimePoint due = drains ? asked + options_.drain_timeout : room->request.deadline;
     if (due <= now) {
       late.push_back(key);
     } else {

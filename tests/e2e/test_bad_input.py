@@ -108,7 +108,7 @@ def http_bodies(decode):
         (url, {"prompt": "x", "temperature": "hot"}, 400, "temperature"),
         (url, {"prompt": "x", "n": 10**6}, 400, "n"),
         (url, {"prompt": "x", "model": "nosuch"}, 404, "nosuch"),
-        (url, {"prompt": "x", "kvd_prefill": "10.1.2.3:4"}, 400, "10.1.2.3:4"),
+        (url, {"prompt": "x", "kvd_prefill": "10.1.2.3:4"}, 503, "10.1.2.3:4"),
         (chat, {"messages": []}, 400, "messages"),
         (chat, {"messages": [{"role": "nobody", "content": "x"}]}, 400, "role"),
         (decode.http + "/v1/nothing", {"x": 1}, 404, "/v1/nothing"),

@@ -59,7 +59,7 @@ def main():
         # Two signals at once would be one: the first must have been seen.
         wait_until("decode drains", lambda: "draining" in decode.text())
         decode.signal(signal.SIGTERM)
-        decode.process.wait(5)
+        check(decode.process.wait(5) == 7, "cut requests, and not exit 7")
         print("a second SIGTERM ends at once")
 
 

@@ -143,6 +143,40 @@ def kill_router(start, prefill):
     print("router killed: the connection closed at once, the pages came back")
 
 
+def kill_prefill_standalone(start, want):
+    """Several requests with several choices in flight: each must end, none may take the decode with it."""
+    prefills = [start("kvd-prefill", *MOCK) for _ in range(2)]
+    decode = start("kvd-decode", *MOCK, *(x for p in prefills for x in ("--prefill", p.control)))
+    lists = (*(x for p in prefills for x in ("--prefill", p.control)), "--decode", decode.control)
+    route = start("kvd-route", "serve", "--http", "127.0.0.1:0", "--flow", "standalone", *lists)
+    wait_until("the router is healthy", lambda: request(route.http + "/health")[0] == 200)
+    complete(route.http, prompt="warm", max_tokens=1)
+    asked = [Asked(route.http, prompt=PROMPT, max_tokens=MAX_TOKENS, temperature=0, n=2) for _ in range(4)]
+    wait_until("both prefills compute", lambda: all(computing(p)() for p in prefills))
+    prefills[0].kill()
+    for a in asked:
+        a.done(40)
+        check(a.status in (200, 502, 503), "status %s: %s" % (a.status, a.body[:300]))
+        if a.status == 200:
+            check([c["text"] for c in json.loads(a.body)["choices"]] == [want, want], "a wrong answer")
+    check(any(a.status == 200 for a in asked), "none was answered: %s" % asked[0].body[:300])
+    check(decode.process.poll() is None, "the decode died")
+    answer = complete(route.http, prompt=PROMPT, max_tokens=MAX_TOKENS, temperature=0)
+    check(answer["choices"][0]["text"] == want, "wrong text from the survivor")
+    wait_until("pages are free again", lambda: decode.pages("leased") + decode.pages("quarantined") == 0)
+    print("standalone, prefill killed under 4 requests of 2 choices: %d right, %d clear errors" %
+          (sum(a.status == 200 for a in asked), sum(a.status != 200 for a in asked)))
+    # Decode-first, straight to the decode: the choices of one request share its fate.
+    asked = [Asked(decode.http, prompt=PROMPT, max_tokens=MAX_TOKENS, temperature=0, n=3) for _ in range(2)]
+    wait_until("the survivor computes", computing(prefills[1]))
+    prefills[1].kill()
+    for a in asked:
+        a.done(10)
+        check(a.status in (502, 503), "status %s: %s" % (a.status, a.body[:300]))
+    check(decode.process.poll() is None, "the decode died")
+    wait_until("pages are free again", lambda: decode.pages("leased") + decode.pages("quarantined") == 0)
+
+
 def main():
     with cluster() as start:
         local = start("kvd-decode", *MOCK, "--prefill", "local")
@@ -154,6 +188,7 @@ def main():
         prefill, route = kill_decode_behind_router(start, want)
         route.kill()
         kill_router(start, prefill)
+        kill_prefill_standalone(start, want)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,20 @@
 #!/usr/bin/env python3
-"""Many requests, mixed lengths, streaming and not, a tenth of the clients going away half-way: all others
-right, no page left behind, no memory growth.
+"""Many requests, mixed lengths, streaming and not, a tenth of the clients going away, after the first event or
+at any time: all others right, no page left behind, none quarantined at the end, no memory growth.
 
   test_load.py mock [N] [CONCURRENCY]     2,000 at 32 on the mock engine
   test_load.py model [N] [CONCURRENCY]    100 at 8 on the default model
 
 Memory is compared at rest: after the first 200 requests and at the end, where there are more than 200.
 """
+import http.client
 import json
 import random
+import select
 import sys
 import threading
 import time
+import urllib.parse
 from concurrent.futures import ThreadPoolExecutor
 
 from kvdtest import WORKER, Stream, check, cluster, complete, model_path, request, wait_until, words
@@ -19,6 +22,7 @@ from kvdtest import WORKER, Stream, check, cluster, complete, model_path, reques
 PROVIDERS = ("tcp", "tcp;ofi_rxm")
 RSS_AFTER = 200
 RSS_GROWTH = 1.05
+LONGEST_STAY = 0.2
 
 
 def plan(kind, n):
@@ -31,13 +35,31 @@ def plan(kind, n):
                       max_tokens=rng.choice((1, 3, 17, 60) if kind == "mock" else (1, 4, 16)))
         if rng.random() < 0.2:
             fields["n"] = 2
-        out.append((i, fields, rng.random() < 0.5, rng.random() < 0.1))
+        # None: the client stays; 0: it leaves after the first event; else after so many seconds.
+        leaves = rng.choice((0, rng.uniform(0.001, LONGEST_STAY))) if rng.random() < 0.1 else None
+        out.append((i, fields, rng.random() < 0.5, leaves))
     return out
+
+
+def leave_after(base, seconds, fields):
+    """Closes the connection then, whatever has come; earlier only when the answer is there."""
+    parts = urllib.parse.urlsplit(base)
+    connection = http.client.HTTPConnection(parts.hostname, parts.port, timeout=300)
+    connection.request("POST", "/v1/completions", json.dumps({"stream": True, **fields}).encode(),
+                       {"Content-Type": "application/json"})
+    end = time.monotonic() + seconds
+    while (left := end - time.monotonic()) > 0:
+        if select.select([connection.sock], [], [], left)[0] and not connection.sock.recv(65536):
+            break
+    connection.close()
 
 
 def answer_text(base, fields, stream, leaves):
     """The texts by choice; None when this client went away half-way."""
     if leaves:
+        leave_after(base, leaves, fields)
+        return None
+    if leaves == 0:
         s = Stream(base, timeout=300, **fields)
         try:
             check(s.status == 200, "status %d" % s.status)
@@ -67,7 +89,7 @@ def expected(start, common, requests):
     local = start("kvd-decode", *common, "--prefill", "local")
     keys = {json.dumps(fields, sort_keys=True): fields for _, fields, _, _ in requests}
     with ThreadPoolExecutor(4) as pool:
-        texts = pool.map(lambda f: answer_text(local.http, f, False, False), keys.values())
+        texts = pool.map(lambda f: answer_text(local.http, f, False, None), keys.values())
         out = dict(zip(keys, texts))
     local.stop()
     return out

@@ -35,23 +35,33 @@ def main():
                 kvd = answer["kvd"][0]
                 return kvd["stages_ms"], kvd["kv_bytes"], answer["usage"]["prompt_tokens"]
 
-            first, kv_bytes, tokens = stages(streamed, 0)
-            # The transfer alone shall take half as long as the compute.
-            rate = kv_bytes * 8 / (first["prefill_compute"] / 2e3)
-            hosts.shape("%dkbit" % (rate / 1e3))
-            got_stream, got_whole = [], []
-            for round_ in range(3):
-                got_stream.append(stages(streamed, 2 * round_ + 1)[0])
-                got_whole.append(stages(whole, 2 * round_ + 2)[0])
-            exposed = sorted(s["transfer_exposed"] for s in got_stream)[1]
-            total = sorted(s["transfer_total"] for s in got_whole)[1]
-            compute = sorted(s["prefill_compute"] for s in got_stream)[1]
-            print("%d tokens, %d bytes, link %.1f Mbit/s, compute %.0f ms" %
-                  (tokens, kv_bytes, rate / 1e6, compute))
+            def middle(values):
+                return sorted(values)[len(values) // 2]
+
+            salts = iter(range(1000))
+            stages(streamed, next(salts))  # warm
+            first = [stages(streamed, next(salts)) for _ in range(3)]
+            compute, kv_bytes, tokens = middle([f[0]["prefill_compute"] for f in first]), *first[0][1:]
+            # Other work on the host changes the speed of compute between calibration and measurement: then
+            # the rate is set again, three times at most.
+            for _ in range(3):
+                rate = kv_bytes * 8 / (compute / 2e3)
+                hosts.shape("%dkbit" % (rate / 1e3))
+                got_stream, got_whole = [], []
+                for _ in range(3):
+                    got_stream.append(stages(streamed, next(salts))[0])
+                    got_whole.append(stages(whole, next(salts))[0])
+                exposed = middle([s["transfer_exposed"] for s in got_stream])
+                total = middle([s["transfer_total"] for s in got_whole])
+                compute = middle([s["prefill_compute"] for s in got_stream])
+                print("%d tokens, %d bytes, link %.1f Mbit/s, compute %.0f ms, transfer alone %.0f ms" %
+                      (tokens, kv_bytes, rate / 1e6, compute, total))
+                if 0.4 * compute < total < 0.65 * compute:
+                    break
+            else:
+                raise AssertionError("the transfer alone never took half as long as the compute")
             print("transfer_exposed streamed %.1f ms, transfer_total --no-stream %.1f ms: %.1f %%" %
                   (exposed, total, 100 * exposed / total))
-            check(0.3 * compute < total < 0.8 * compute,
-                  "the link does not make the transfer half of the compute: %.0f of %.0f ms" % (total, compute))
             check(exposed <= 0.15 * total, "%.1f ms of the transfer are exposed" % exposed)
     finally:
         hosts.close()
