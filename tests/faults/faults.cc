@@ -8,7 +8,9 @@
 //   KVD_TEST_FAULT=KIND:N    the first N rooms of a prefill are spoilt: KIND is missing (a page is
 //                            not written), foreign (a page of another room arrives in its place) or
 //                            flip (one bit of one 64-byte line)
-//   KVD_TEST_CANARY=1        decode fills freed pages with a pattern and watches them
+//   KVD_TEST_CANARY=1        decode fills free pages with a pattern, those of a failed room at
+//   once,
+//                            and watches them until they are leased again
 //   KVD_TEST_UNFENCED=1      decode frees pages without any proof and leaves endpoints open
 #include "transfer/faults.h"
 
@@ -64,7 +66,18 @@ std::uint64_t pattern(PageIndex page, std::uint64_t word) {
   return 0xC0FFEE0000000000U + (std::uint64_t{page} << 32) + word * 0x9E3779B1U;
 }
 
-void check_page(const kv::PagePool& pool, PageIndex page) {
+void fill_page(const kv::PagePool& pool, PageIndex page) {
+  std::byte* at = pool.page(page);
+  const std::uint64_t words = pool.layout().page_bytes() / 8;
+  for (std::uint64_t word = 0; word < words; ++word) {
+    const std::uint64_t value = pattern(page, word);
+    std::memcpy(at + 8 * word, &value, 8);
+  }
+  canary().pages.insert(page);
+  ++canary().filled;
+}
+
+bool check_page(const kv::PagePool& pool, PageIndex page) {
   ++canary().checked;
   const std::byte* at = pool.page(page);
   const std::uint64_t words = pool.layout().page_bytes() / 8;
@@ -72,9 +85,10 @@ void check_page(const kv::PagePool& pool, PageIndex page) {
     const std::uint64_t expected = pattern(page, word);
     if (std::memcmp(at + 8 * word, &expected, 8) == 0) continue;
     ++canary().changed;
-    log_error("test: a freed page was written", {{"page", page}, {"offset", 8 * word}});
-    return;
+    log_error("test: a free page was written", {{"page", page}, {"offset", 8 * word}});
+    return false;
   }
+  return true;
 }
 
 struct KeptOpen {
@@ -145,16 +159,7 @@ void tamper(RoomId room, const kv::PagePool& pool, std::vector<fabric::QueuedWri
 
 void freed(const kv::PagePool& pool, std::span<const PageIndex> pages) {
   if (!canary_on()) return;
-  const std::uint64_t words = pool.layout().page_bytes() / 8;
-  for (const PageIndex page : pages) {
-    std::byte* at = pool.page(page);
-    for (std::uint64_t word = 0; word < words; ++word) {
-      const std::uint64_t value = pattern(page, word);
-      std::memcpy(at + 8 * word, &value, 8);
-    }
-    canary().pages.insert(page);
-    ++canary().filled;
-  }
+  for (const PageIndex page : pages) fill_page(pool, page);
 }
 
 void leased(const kv::PagePool& pool, std::span<const PageIndex> pages) {
@@ -166,7 +171,19 @@ void leased(const kv::PagePool& pool, std::span<const PageIndex> pages) {
 void watch(const kv::PagePool& pool, TimePoint now) {
   if (!canary_on() || now < canary().next) return;
   canary().next = now + kWatchInterval;
-  for (const PageIndex page : canary().pages) check_page(pool, page);
+  std::vector<bool> held(pool.page_count(), false);
+  for (const kv::LeaseInfo& lease : pool.leases()) {
+    for (const kv::PageRun& run : lease.runs) {
+      for (std::uint32_t i = 0; i < run.count; ++i) held[run.first + i] = true;
+    }
+  }
+  // Also what committed rooms gave back: a peer that slept may wake up now.
+  for (PageIndex page = 0; page < pool.page_count(); ++page) {
+    if (!held[page] && !canary().pages.contains(page)) fill_page(pool, page);
+  }
+  for (const PageIndex page : canary().pages) {
+    if (!check_page(pool, page)) fill_page(pool, page);
+  }
 }
 
 void check_all(const kv::PagePool& pool) {
