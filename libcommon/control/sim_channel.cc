@@ -70,6 +70,8 @@ struct SimNetwork::Impl {
   std::map<std::pair<Conversation, ChannelId>, Direction> directions;
   ChannelId next_channel = 1;
   std::uint64_t next_order = 0;
+  std::set<std::string> woken;
+  Counts counts;
 
   Impl(std::uint64_t seed, ManualClock* the_clock, SimChannelFaults the_faults)
       : rng(seed), clock(the_clock), faults(the_faults) {}
@@ -83,8 +85,12 @@ struct SimNetwork::Impl {
     if (direction.queued >= kMaxQueued) {
       return {StatusCode::kResourceExhausted, "the peer does not read"};
     }
-    if (rng.chance(faults.loss)) return {};
+    if (rng.chance(faults.loss)) {
+      ++counts.lost;
+      return {};
+    }
     const bool twice = rng.chance(faults.duplicate);
+    if (twice) ++counts.duplicated;
     if (twice) launch(from, to, conversation, bytes, &direction);
     launch(from, to, conversation, std::move(bytes), &direction);
     return {};
@@ -98,6 +104,7 @@ struct SimNetwork::Impl {
     }
     TimePoint due = clock->now() + delay;
     if (!faults.reorder) due = std::max(due, direction->last);
+    if (due < direction->last) ++counts.overtaken;
     direction->last = std::max(due, direction->last);
     ++direction->queued;
     flights.push(
@@ -112,7 +119,10 @@ struct SimNetwork::Impl {
     // Its channel was closed, or the cable cut, while it was under way.
     if (receiver == nodes.end()) return;
     Node& node = receiver->second;
-    if (cut.contains(pair_of(flight.host_from, node.host))) return;
+    if (cut.contains(pair_of(flight.host_from, node.host))) {
+      ++counts.cut;
+      return;
+    }
     if (node.inbox.size() >= kMaxQueued) return;
     PeerRef ref = 0;
     if (flight.conversation.dialler == flight.to) {
@@ -127,6 +137,7 @@ struct SimNetwork::Impl {
       ref = known;
     }
     node.inbox.push_back({ref, std::move(flight.bytes), ""});
+    woken.insert(node.host);
   }
 
   void close(ChannelId id) {
@@ -236,6 +247,9 @@ bool SimNetwork::step() {
   impl_->deliver(std::move(flight));
   return true;
 }
+
+bool SimNetwork::take_woken(const std::string& host) { return impl_->woken.erase(host) != 0; }
+const SimNetwork::Counts& SimNetwork::counts() const { return impl_->counts; }
 
 TimePoint SimNetwork::next_event() const {
   return impl_->flights.empty() ? kNever : impl_->flights.top().due;

@@ -36,6 +36,14 @@ class SimNetwork {
   // Delivers the next due message into its receiver's queue; false when none is due.
   bool step();
   TimePoint next_event() const;
+  // Whether a message was delivered to a channel of `host` since the last call.
+  bool take_woken(const std::string& host);
+
+  // How often each fault has shown.
+  struct Counts {
+    std::uint64_t lost = 0, duplicated = 0, overtaken = 0, cut = 0;
+  };
+  const Counts& counts() const;
 
   struct Impl;
 

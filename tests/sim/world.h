@@ -1,10 +1,11 @@
 // Prefill and decode workers around the daemons' own KvSender and KvReceiver, over simulated fabric
 // and channel and a clock that only the world moves. One seed, one run.
 //
-// Every page carries a pattern that depends on its request, so the world sees at once when a byte
-// lands where it may not: free pages hold a canary that must never change; a leased page holds the
-// canary or its own request's pattern; a committed page must be whole, and stay so until its
-// sequence ends. violations() lists what went wrong; empty is good.
+// Every page carries a pattern that depends on its request, and the world looks at every byte that
+// lands: it must be the pattern of the request whose lease the page has, and that lease must not be
+// committed; a slot must be leased, and a record be of its lease. Free pages hold a canary, which
+// is checked when they are leased and at the end; a committed page must be whole, and stay so until
+// its sequence ends. violations() lists what went wrong; empty is good.
 #pragma once
 
 #include <cstdint>
@@ -28,6 +29,7 @@ namespace kvd::sim {
 
 kv::KvLayout small_layout();  // 4 KiB pages, one layer group
 kv::KvLayout wide_layout();   // 512 KiB pages, several layer groups
+kv::KvLayout tiny_layout();   // 2 KiB pages, one layer group
 
 struct WorldOptions {
   kv::KvLayout layout = small_layout();
@@ -37,10 +39,29 @@ struct WorldOptions {
   Duration cancel_time{300'000};  // until a cancelled engine lets go; 0: at once
   double engine_fails = 0;
   Duration sequence_time{1'000'000};  // how long a committed request keeps its pages
+  // Only workers that have something to do get a turn, and one whose writes stand still looks at
+  // them less and less often: many times faster. Whoever calls a worker from outside must not.
+  bool only_due = false;
   transfer::TransferOptions transfer;
   fabric::SimFaults fabric;
   control::SimChannelFaults channel;
 };
+
+// Where a request is, as faults meet it.
+enum class Step : std::uint8_t {
+  kWaiting,    // for pages
+  kOpening,    // OpenRoom went; the engine has not begun
+  kComputing,  // the engine has begun, nothing was written
+  kWriting,    // layers stream
+  kClosing,    // computed: the last pages and the record are on their way
+  kDraining,   // over for its client, its pages quarantined
+  kDecoding,   // committed
+  kOver,
+};
+constexpr std::size_t kSteps = 7;  // kOver is none
+
+transfer::TransferOptions transfer_options(const WorldOptions& options,
+                                           const std::string& fingerprint);
 
 class World;
 
@@ -52,8 +73,9 @@ class Prefill final : public transfer::SenderHost {
   void start();
   void kill();
   bool alive() const { return sender != nullptr; }
+  bool due();  // there is something to do
   void tick();
-  TimePoint next() const;
+  TimePoint next();
 
   void start_compute(const transfer::PrefillJob& job) override;
   void cancel_compute(RoomId room) override;
@@ -80,10 +102,14 @@ class Prefill final : public transfer::SenderHost {
     bool cancelled = false;
   };
   void advance(Job* job);
+  TimePoint next_due(bool moved);
 
   World* world_;
   std::vector<std::byte> memory_;
   std::map<RoomId, Job> jobs_;
+  TimePoint next_{0};
+  bool woken_ = true;
+  int still_ = 0;  // turns since something moved
 };
 
 enum class Outcome { kOpen, kCommitted, kFailed, kAborted, kRefused, kLost };
@@ -93,6 +119,7 @@ struct Request {
   std::vector<TokenId> prompt;
   std::string prefill;
   Outcome outcome = Outcome::kOpen;
+  Step step = Step::kWaiting;
   int reports = 0;
   Status why;
   bool retryable = false;
@@ -107,14 +134,16 @@ class Decode final : public transfer::ReceiverHost {
   void start();
   void kill();
   bool alive() const { return receiver != nullptr; }
+  bool due();
   void tick();
-  TimePoint next() const;
+  TimePoint next();
 
   // Reserves pages and opens the room; waits in line while there are no pages.
   std::uint64_t request(const std::string& prefill, std::uint32_t tokens, Duration timeout,
                         RoomId room = {});
   void abort(std::uint64_t id);
-  void check_landings();
+  // Of what just landed anywhere: every byte of it in our memory must be where its room may write.
+  void check_landing(const std::byte* at, std::uint64_t bytes);
   void check_all();
   bool ready(const std::string& prefill) const;
 
@@ -142,6 +171,10 @@ class Decode final : public transfer::ReceiverHost {
     bool committed = false;
     std::vector<PageIndex> pages;
   };
+  struct Owner {  // of a page
+    std::uint64_t lease = 0;
+    std::uint32_t ordinal = 0;
+  };
   struct Waiting {
     std::uint64_t request = 0;
     TimePoint since, deadline;
@@ -152,9 +185,12 @@ class Decode final : public transfer::ReceiverHost {
     kv::LeaseId lease;
     TimePoint end;
   };
+  TimePoint next_due() const;
   void open_waiting();
-  void check_first_words();
-  void check_slots();
+  void open(const Waiting& waiting, kv::LeaseId lease);
+  void fence_for(const Waiting& waiting, std::uint32_t pages);
+  bool may_land(PageIndex page, const std::byte* at, const std::byte* end) const;
+  void check_slot(std::uint32_t slot);
   void fill_canary(PageIndex page);
   void check_canary(PageIndex page, const char* when);
   void check_prompt(const Request& request, const std::vector<PageIndex>& pages, const char* when);
@@ -162,8 +198,10 @@ class Decode final : public transfer::ReceiverHost {
 
   World* world_;
   std::vector<std::byte> memory_;
-  std::vector<std::byte> slots_seen_;      // the slots as they were at the last look
   std::map<std::uint64_t, Lease> leases_;  // by lease id
+  std::vector<Owner> owners_;              // by page
+  TimePoint next_{0};
+  bool woken_ = true;
   std::vector<Waiting> waiting_;
   std::vector<Sequence> sequences_;
 };
@@ -188,6 +226,10 @@ class World {
   const std::vector<std::string>& violations() const { return violations_; }
   // Runs `action` once the clock is there.
   void at(TimePoint due, std::function<void()> action);
+  // The request `id` has come to `step`.
+  void enter(std::uint64_t id, Step step);
+  // Drops the connections of `host` and looks at what landed with that.
+  void drop_connections(const std::string& host);
 
   WorldOptions options;
   ManualClock clock;
@@ -198,11 +240,17 @@ class World {
   std::vector<std::unique_ptr<Decode>> decodes;
   std::uint64_t next_request = 1;
   std::uint64_t next_incarnation = 1;
+  std::uint64_t opened = 0;  // rooms
+  std::uint64_t fenced = 0;  // links, because a reservation starved
+  std::function<void(Step)> on_step;
 
  private:
   void tick();
+  void check_landed();
 
+  std::map<std::uint64_t, Decode*> owner_;  // by request
   std::multimap<TimePoint, std::function<void()>> script_;
+  friend class Decode;
   std::vector<std::string> violations_;
 };
 

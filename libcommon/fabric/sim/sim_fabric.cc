@@ -20,6 +20,8 @@ using ConnKey = std::pair<EndpointId, EndpointId>;  // source, target
 
 constexpr std::uint32_t kIovLimit = 4;
 constexpr std::uint64_t kMaxWrite = 1u << 20;
+constexpr Duration kLatest{
+    20'000'000};  // until the first piece of a write that lands after its error
 
 struct RegionState {
   std::uint64_t domain = 0;
@@ -53,6 +55,7 @@ struct Op {
   bool reported = false;   // its completion is scheduled
   bool delivered = false;  // its completion was handed over
   bool finished = false;   // all landed, refused, or stopped
+  bool late = false;       // reported as an error; the target has its bytes, and they still land
   std::optional<std::uint64_t> remote_data;
 };
 
@@ -88,7 +91,9 @@ struct SimFabric::Impl : std::enable_shared_from_this<SimFabric::Impl> {
       events;                                    // due, then in order of scheduling
   std::map<ConnKey, std::vector<Event>> parked;  // behind a partition or a dead host
   std::set<std::pair<std::string, std::string>> cuts;
-  std::unordered_set<std::string> killed, again;
+  std::unordered_set<std::string> killed, again, woken;
+  std::vector<Landing> landings;
+  Counts counts;
 
   bool cut(const std::string& a, const std::string& b) const {
     return cuts.contains({std::min(a, b), std::max(a, b)});
@@ -147,8 +152,16 @@ struct SimFabric::Impl : std::enable_shared_from_this<SimFabric::Impl> {
   void land(OpId id);
   void land_read(OpId id);
   void copy_piece(Op& op, std::uint64_t bytes);
+  // False when a closed key stops a write that was accepted.
+  bool keys_alive(const Op& op) const {
+    return faults.land_after_region_close ||
+           std::all_of(op.keys.begin(), op.keys.end(),
+                       [&](std::uint64_t key) { return regions.at(key).alive; });
+  }
   void fail(const ConnKey& key);
   void fail_direction(const ConnKey& key);
+  std::set<OpId> keep_landing(const ConnKey& key);
+  void land_late(OpId id);
   void close_endpoint(EndpointId id);
   void perform(Event event);
 };
@@ -157,7 +170,10 @@ struct SimFabric::Impl : std::enable_shared_from_this<SimFabric::Impl> {
 
 Status SimFabric::Impl::post(EndpointId from, EndpointId to, Op op) {
   EndpointState& source = endpoints.at(from);
-  if (again.contains(source.host)) return {StatusCode::kAgain, "sim: told to refuse every post"};
+  if (again.contains(source.host)) {
+    ++counts.refused_posts;
+    return {StatusCode::kAgain, "sim: told to refuse every post"};
+  }
   if (source.inflight >= faults.max_inflight_ops) return {StatusCode::kAgain, "sim: queue full"};
   const OpId id = next_id++;
   const ConnKey key{from, to};
@@ -236,6 +252,15 @@ Status SimFabric::Impl::accept(Op& op) {
   return {};
 }
 
+namespace {
+void take_snapshot(Op* op) {
+  op->snapshot.reserve(op->total);
+  for (const LocalPiece& piece : op->local) {
+    op->snapshot.insert(op->snapshot.end(), piece.address, piece.address + piece.bytes);
+  }
+}
+}  // namespace
+
 void SimFabric::Impl::copy_piece(Op& op, std::uint64_t bytes) {
   while (bytes > 0) {
     std::uint64_t to_at = op.landed, from_at = op.landed;
@@ -249,6 +274,7 @@ void SimFabric::Impl::copy_piece(Op& op, std::uint64_t bytes) {
       source = op.local[from].address + from_at;
     }
     std::memcpy(op.targets[to] + to_at, source, run);
+    landings.push_back({op.targets[to] + to_at, run});
     op.landed += run;
     bytes -= run;
   }
@@ -271,24 +297,21 @@ void SimFabric::Impl::land(OpId id) {
   Op& op = ops.at(id);
   if (op.finished) return;
   if (op.read_into != nullptr) return land_read(id);
+  if (op.late) return land_late(id);
   const bool target_open = endpoints.at(op.conn.second).open;
   bool refused = !target_open && (faults.endpoint_close_is_fence || op.targets.empty());
   if (!refused && op.targets.empty()) refused = !accept(op).ok();
-  if (!refused && !faults.land_after_region_close) {
-    refused = std::any_of(op.keys.begin(), op.keys.end(),
-                          [&](std::uint64_t key) { return !regions.at(key).alive; });
-  }
+  if (!refused) refused = !keys_alive(op);
   if (refused) {
+    ++counts.refused_by_target;
     fail(op.conn);
     return;
   }
+  if (!faults.ordered && *conns[op.conn].unfinished.begin() < id) ++counts.overtaken;
   copy_piece(op, std::min(op.total - op.landed, faults.piece_bytes));
   if (!op.delivery_complete && !op.reported) {
     // As on TCP: "done" only means that the fabric has the bytes.
-    op.snapshot.reserve(op.total);
-    for (const LocalPiece& piece : op.local) {
-      op.snapshot.insert(op.snapshot.end(), piece.address, piece.address + piece.bytes);
-    }
+    take_snapshot(&op);
     report(id, {}, Duration(0));
   }
   if (op.landed < op.total) {
@@ -297,11 +320,54 @@ void SimFabric::Impl::land(OpId id) {
     return;
   }
   if (op.remote_data && target_open) {
-    endpoints.at(op.conn.second)
-        .completions.push_back({.kind = CompletionKind::kRemoteData, .data = *op.remote_data});
+    EndpointState& target = endpoints.at(op.conn.second);
+    target.completions.push_back({.kind = CompletionKind::kRemoteData, .data = *op.remote_data});
+    woken.insert(target.host);
   }
   finish(id);
   report(id, {}, faults.latency);
+  release_if_over(id);
+}
+
+// Of the writes that end with their connection: those that the target has in its buffers. Only what
+// ends in an error; where order is kept, what is behind a write that is lost is lost as well.
+std::set<OpId> SimFabric::Impl::keep_landing(const ConnKey& key) {
+  std::set<OpId> late;
+  if (!faults.land_after_error || blocked(key) || !endpoints.at(key.second).open) return late;
+  for (const OpId id : conns[key].unfinished) {
+    Op& op = ops.at(id);
+    const bool lie = faults.false_ok && !op.delivery_complete;
+    const bool reads = op.read_into != nullptr;
+    const bool there = !reads && (!op.targets.empty() || accept(op).ok()) && keys_alive(op);
+    if (there && op.reported && faults.ordered) {
+      // Its sender knows it as done: what is left of it is before everything else.
+      copy_piece(op, op.total - op.landed);
+      continue;
+    }
+    const bool lands = there && !op.reported && !lie && rng.chance(0.6);
+    if (lands) late.insert(id);
+    if (!lands && faults.ordered) break;
+  }
+  return late;
+}
+
+// A piece of a write whose sender was told that it failed.
+void SimFabric::Impl::land_late(OpId id) {
+  Op& op = ops.at(id);
+  EndpointState& target = endpoints.at(op.conn.second);
+  if (keys_alive(op) && (target.open || !faults.endpoint_close_is_fence)) {
+    const std::uint64_t left = op.total - op.landed;
+    copy_piece(op, faults.ordered ? left : std::min(left, faults.piece_bytes));
+    ++counts.landed_late;
+    if (op.landed < op.total) {
+      return schedule(piece_time(faults.piece_bytes), {Event::Kind::kPiece, id, {}});
+    }
+    if (op.remote_data && target.open) {
+      target.completions.push_back({.kind = CompletionKind::kRemoteData, .data = *op.remote_data});
+      woken.insert(target.host);
+    }
+  }
+  op.finished = true;
   release_if_over(id);
 }
 
@@ -317,12 +383,22 @@ void SimFabric::Impl::fail_direction(const ConnKey& key) {
   Conn& conn = conns[key];
   conn.dead = !faults.self_reconnect;
   conn.fifo.clear();
+  const std::set<OpId> late = keep_landing(key);
+  Duration delay{0};
   const std::set<OpId> ids = std::exchange(conn.unfinished, {});
   for (const OpId id : ids) {
     Op& op = ops.at(id);
-    op.finished = true;
+    op.late = late.contains(id);
+    op.finished = !op.late;
     const bool lie = faults.false_ok && !op.delivery_complete && op.read_into == nullptr;
+    if (!op.reported) ++(lie ? counts.false_ok : counts.errors);
     report(id, lie ? Status() : dropped(), faults.latency);
+    if (op.late) {
+      take_snapshot(&op);
+      const Duration more{static_cast<std::int64_t>(rng.below(kLatest.count()))};
+      delay = faults.ordered ? delay + more : more;
+      schedule(delay, {Event::Kind::kPiece, id, {}});
+    }
     release_if_over(id);
   }
   // Landed, but the answer that says so is lost with the connection.
@@ -367,6 +443,7 @@ void SimFabric::Impl::perform(Event event) {
   if (source.open) {
     source.completions.push_back(
         {.kind = CompletionKind::kWrite, .context = op.context, .status = std::move(event.status)});
+    woken.insert(source.host);
   }
   op.delivered = true;
   release_if_over(event.op);
@@ -520,6 +597,7 @@ std::unique_ptr<Domain> SimFabric::open_domain(const std::string& host) {
 }
 
 bool SimFabric::step() {
+  impl_->landings.clear();
   const auto it = impl_->events.begin();
   if (it == impl_->events.end() || it->first.first > impl_->clock->now().ns) return false;
   Event event = std::move(it->second);
@@ -527,6 +605,10 @@ bool SimFabric::step() {
   impl_->perform(std::move(event));
   return true;
 }
+
+const std::vector<SimFabric::Landing>& SimFabric::landed() const { return impl_->landings; }
+const SimFabric::Counts& SimFabric::counts() const { return impl_->counts; }
+bool SimFabric::take_woken(const std::string& host) { return impl_->woken.erase(host) != 0; }
 
 TimePoint SimFabric::next_event() const {
   return impl_->events.empty() ? kNever : TimePoint{impl_->events.begin()->first.first};

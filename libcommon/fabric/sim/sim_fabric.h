@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "base/clock.h"
 #include "base/rng.h"
@@ -24,7 +25,10 @@ struct SimFaults {
   bool ordered = true;    // false: writes land and complete in any order (EFA, CXI)
   bool remote_cq_data = true;
   bool self_reconnect = true;  // after a connection drop later writes work again
-  Duration latency{10'000};    // per piece, before bandwidth
+  // Of the writes that a drop ends in errors some may land all the same, in pieces and late, until
+  // the target's endpoint is closed: the target had them in its buffers.
+  bool land_after_error = false;
+  Duration latency{10'000};  // per piece, before bandwidth
   std::uint64_t bytes_per_s = 10'000'000'000;
   std::uint64_t piece_bytes = 64 * 1024;
   std::uint32_t max_inflight_ops = 64;
@@ -55,6 +59,26 @@ class SimFabric {
   void kill(const std::string& host);
   // From now on every post on `host` returns kAgain, for ever, until lifted.
   void endless_again(const std::string& host, bool on);
+
+  // What the last step() wrote into a target's memory.
+  struct Landing {
+    const std::byte* at = nullptr;
+    std::uint64_t bytes = 0;
+  };
+  const std::vector<Landing>& landed() const;
+  // Whether a completion was queued for an endpoint of `host` since the last call.
+  bool take_woken(const std::string& host);
+
+  // How often each fault has shown.
+  struct Counts {
+    std::uint64_t refused_posts = 0;      // endless_again
+    std::uint64_t false_ok = 0;           // lost, and reported as done
+    std::uint64_t errors = 0;             // writes that ended in an error
+    std::uint64_t landed_late = 0;        // pieces that landed after their write's error
+    std::uint64_t overtaken = 0;          // pieces that landed before an older write's last one
+    std::uint64_t refused_by_target = 0;  // writes to an endpoint or key that was closed
+  };
+  const Counts& counts() const;
 
   struct Impl;
 

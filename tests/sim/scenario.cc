@@ -1,0 +1,306 @@
+#include "sim/scenario.h"
+
+#include <algorithm>
+
+#include "sim/coverage.h"
+#include "sim/world.h"
+
+namespace kvd::sim {
+namespace {
+
+constexpr std::uint64_t kRooms = 50;
+constexpr int kStrikes = 5;
+constexpr Duration kSecond{1'000'000'000};
+constexpr Duration kMoment{30'000'000};  // in which requests come and faults strike
+
+Duration draw_time(Rng* rng, Duration below) {
+  return Duration(static_cast<std::int64_t>(rng->below(static_cast<std::uint64_t>(below.count()))));
+}
+
+WorldOptions draw_options(Rng* rng) {
+  WorldOptions options;
+  options.only_due = true;
+  options.layout = tiny_layout();
+  options.prefill_pages = 12 + static_cast<std::uint32_t>(rng->below(30));
+  options.decode_pages = 24 + static_cast<std::uint32_t>(rng->below(40));
+  options.slots = 4 + static_cast<std::uint32_t>(rng->below(8));
+  options.chunk = 16 + static_cast<std::uint32_t>(rng->below(200));
+  options.cancel_time = Duration(static_cast<std::int64_t>(rng->below(3) * 200'000));
+  options.engine_fails = rng->chance(0.3) ? 0.02 : 0;
+  options.transfer.stream = rng->chance(0.7);
+  options.fabric.ordered = rng->chance(0.6);
+  options.fabric.remote_cq_data = rng->chance(0.7);
+  options.fabric.false_ok = rng->chance(0.4);
+  options.fabric.self_reconnect = rng->chance(0.6);
+  options.fabric.land_after_region_close = rng->chance(0.8);
+  options.fabric.land_after_error = rng->chance(0.5);
+  options.fabric.latency = Duration(1'000 << rng->below(9));
+  options.fabric.piece_bytes = rng->chance(0.3) ? 64 * 1024 : 512 << rng->below(3);
+  options.fabric.max_inflight_ops = 4 << rng->below(5);
+  options.channel.jitter = Duration(static_cast<std::int64_t>(rng->below(300'000)));
+  return options;
+}
+
+// One seed's run.
+class Scenario {
+ public:
+  explicit Scenario(std::uint64_t seed)
+      : draw_(seed * 7919), world_(seed, draw_options(&draw_)), rng_(world_.rng) {}
+  std::string run();
+
+ private:
+  Prefill* some_prefill();
+  Decode* some_decode();
+  void later(Duration below, std::function<void()> action) {
+    world_.at(world_.clock.now() + draw_time(&rng_, below), std::move(action));
+  }
+  void open_some();
+  void send_half(Decode* decode, std::uint64_t id, const std::string& to, RoomId room);
+  void strike();
+  bool strike_worker(Fault fault, Prefill* prefill, Decode* decode);
+  void strike_link(Fault fault, Prefill* prefill, Decode* decode);
+  void strike_messages(Fault fault);
+  void abort_many(Decode* decode);
+  void met(Fault fault, const Prefill* prefill, const Decode* decode);
+  void count_steps();
+  Duration pause() {  // how long a fault lasts: often short, sometimes beyond every timeout
+    return rng_.chance(0.6) ? draw_time(&rng_, 50 * Duration(1'000'000))
+                            : draw_time(&rng_, 5 * kSecond);
+  }
+
+  Rng draw_;
+  World world_;
+  Rng& rng_;
+};
+
+Prefill* Scenario::some_prefill() {
+  const std::size_t first = rng_.below(2);
+  for (std::size_t i : {first, 1 - first}) {
+    if (world_.prefills[i]->alive()) return world_.prefills[i].get();
+  }
+  return nullptr;
+}
+
+Decode* Scenario::some_decode() {
+  const std::size_t first = rng_.below(2);
+  for (std::size_t i : {first, 1 - first}) {
+    if (world_.decodes[i]->alive() && !world_.decodes[i]->stopped) return world_.decodes[i].get();
+  }
+  return nullptr;
+}
+
+void Scenario::open_some() {
+  Decode* decode = some_decode();
+  if (decode == nullptr) return later(kMoment, [this] { open_some(); });
+  std::string to = world_.prefills[rng_.below(2)]->address;
+  if (!decode->ready(to) && rng_.chance(0.7)) {
+    for (const auto& prefill : world_.prefills) {
+      if (decode->ready(prefill->address)) to = prefill->address;
+    }
+  }
+  const Duration timeout{static_cast<std::int64_t>((1 + rng_.below(5000)) * 1'000'000)};
+  const auto tokens = static_cast<std::uint32_t>(1 + rng_.below(rng_.chance(0.1) ? 700 : 280));
+  // The router's rooms: its half reaches prefill before or after decode's, or never.
+  const RoomId room{rng_.chance(0.15) ? (rng_.next() >> 1) | 1 : 0};
+  const std::uint64_t id = decode->request(to, tokens, timeout, room);
+  if (room && rng_.chance(0.9)) send_half(decode, id, to, room);
+  if (rng_.chance(0.3)) later(Duration(4'000'000), [decode, id] { decode->abort(id); });
+}
+
+void Scenario::send_half(Decode* decode, std::uint64_t id, const std::string& to, RoomId room) {
+  const auto come = [this, to, room, prompt = decode->requests[id].prompt,
+                     leaves = rng_.chance(0.2)] {
+    for (const auto& prefill : world_.prefills) {
+      if (prefill->address != to || !prefill->alive() || prefill->stopped) continue;
+      if (prefill->outcomes.contains(room)) continue;
+      const TimePoint deadline = world_.clock.now() + draw_time(&rng_, kSecond);
+      if (!prefill->sender->expect(room, prompt, {}, deadline).ok() || !leaves) continue;
+      later(Duration(2'000'000), [&worker = *prefill, room] {
+        if (worker.alive() && !worker.stopped) worker.sender->abandon(room);
+      });
+    }
+  };
+  if (rng_.chance(0.5)) return come();
+  later(Duration(2'000'000), come);
+}
+
+void Scenario::abort_many(Decode* decode) {
+  for (const auto& [id, request] : decode->requests) {
+    if (request.outcome != Outcome::kOpen || rng_.chance(0.3)) continue;
+    later(Duration(2'000'000), [decode, room = id] { decode->abort(room); });
+  }
+}
+
+void Scenario::met(Fault fault, const Prefill* prefill, const Decode* decode) {
+  for (const auto& worker : world_.decodes) {
+    if (decode != nullptr && worker.get() != decode) continue;
+    for (const auto& [id, request] : worker->requests) {
+      if (request.step == Step::kOver) continue;
+      if (prefill == nullptr || request.prefill == prefill->address) count(request.step, fault);
+    }
+  }
+}
+
+bool Scenario::strike_worker(Fault fault, Prefill* prefill, Decode* decode) {
+  switch (fault) {
+    case Fault::kKillPrefill:
+      met(fault, prefill, nullptr);
+      prefill->kill();
+      world_.at(world_.clock.now() + (rng_.chance(0.5) ? Duration(0) : pause()), [prefill] {
+        if (!prefill->alive()) prefill->start();
+      });
+      return true;
+    case Fault::kKillDecode:
+      met(fault, nullptr, decode);
+      decode->kill();
+      world_.at(world_.clock.now() + (rng_.chance(0.5) ? Duration(0) : pause()), [decode] {
+        if (!decode->alive()) decode->start();
+      });
+      return true;
+    case Fault::kStopPrefill:
+      met(fault, prefill, nullptr);
+      prefill->stopped = true;
+      world_.at(world_.clock.now() + pause(), [prefill] { prefill->stopped = false; });
+      return true;
+    case Fault::kStopDecode:
+      met(fault, nullptr, decode);
+      decode->stopped = true;
+      world_.at(world_.clock.now() + pause(), [decode] { decode->stopped = false; });
+      return true;
+    default:
+      return false;
+  }
+}
+
+void Scenario::strike_link(Fault fault, Prefill* prefill, Decode* decode) {
+  const std::string from = prefill->host, to = decode->host;
+  const TimePoint healed = world_.clock.now() + pause();
+  const bool by_decode = fault == Fault::kDropDecode;
+  met(fault, by_decode || fault == Fault::kStarve ? nullptr : prefill,
+      fault == Fault::kDropPrefill || fault == Fault::kAgain ? nullptr : decode);
+  const auto cut_fabric = [&] {
+    world_.fabric.partition(from, to);
+    world_.at(healed, [=, this] { world_.fabric.heal(from, to); });
+  };
+  const auto cut_control = [&] {
+    world_.network.partition(from, to);
+    world_.at(healed, [=, this] { world_.network.heal(from, to); });
+  };
+  switch (fault) {
+    case Fault::kCutBoth:
+      cut_fabric();
+      return cut_control();
+    case Fault::kCutFabric:  // heartbeats come, writes do not, rooms are aborted
+      cut_fabric();
+      return abort_many(decode);
+    case Fault::kCutControl:
+      return cut_control();
+    case Fault::kStarve: {
+      // Aborted rooms hold the pages that the next request needs.
+      cut_fabric();
+      abort_many(decode);
+      const std::uint32_t tokens = world_.options.decode_pages * 32 * 3 / 4;
+      const std::string address = world_.prefills[rng_.below(2)]->address;
+      return later(Duration(3'000'000), [=] {
+        if (decode->alive() && !decode->stopped) decode->request(address, tokens, 4 * kSecond);
+      });
+    }
+    case Fault::kDropPrefill:
+    case Fault::kDropDecode:
+      if (rng_.chance(0.5)) abort_many(decode);
+      return later(Duration(1'000'000),
+                   [=, this] { world_.drop_connections(by_decode ? to : from); });
+    default:
+      world_.fabric.endless_again(from, true);
+      if (rng_.chance(0.5)) abort_many(decode);
+      return world_.at(healed, [=, this] { world_.fabric.endless_again(from, false); });
+  }
+}
+
+void Scenario::strike_messages(Fault fault) {
+  met(fault, nullptr, nullptr);
+  control::SimChannelFaults faults = world_.options.channel;
+  if (fault == Fault::kLoss) faults.loss = 0.03;
+  if (fault == Fault::kDuplicate) faults.duplicate = 0.2;
+  if (fault == Fault::kReorder) {
+    faults.reorder = true;
+    faults.jitter += Duration(100'000);
+  }
+  if (fault == Fault::kDelay) {
+    faults.latency = Duration(3'000'000);
+    faults.jitter = Duration(5'000'000);
+  }
+  world_.network.set_faults(faults);
+  world_.at(world_.clock.now() + pause(),
+            [this] { world_.network.set_faults(world_.options.channel); });
+}
+
+void Scenario::strike() {
+  Prefill* prefill = some_prefill();
+  Decode* decode = some_decode();
+  if (prefill == nullptr || decode == nullptr) return later(kMoment, [this] { strike(); });
+  constexpr auto kStriking = static_cast<std::uint64_t>(Fault::kStarve) + 1;
+  const auto fault = static_cast<Fault>(rng_.below(kStriking));
+  if (strike_worker(fault, prefill, decode)) return;
+  if (fault >= Fault::kLoss && fault <= Fault::kDelay) return strike_messages(fault);
+  strike_link(fault, prefill, decode);
+}
+
+// What the fabric is like meets every request at every step.
+void Scenario::count_steps() {
+  const fabric::SimFaults& fabric = world_.options.fabric;
+  std::vector<Fault> held;
+  if (!fabric.ordered) held.push_back(Fault::kUnordered);
+  if (!fabric.remote_cq_data) held.push_back(Fault::kNoRemoteData);
+  if (fabric.false_ok) held.push_back(Fault::kFalseOk);
+  if (fabric.land_after_error) held.push_back(Fault::kLandAfterError);
+  if (fabric.land_after_region_close) held.push_back(Fault::kLandAfterRegionClose);
+  if (fabric.self_reconnect) held.push_back(Fault::kReconnect);
+  world_.on_step = [held = std::move(held)](Step step) {
+    for (Fault fault : held) count(step, fault);
+  };
+}
+
+std::string Scenario::run() {
+  count_steps();
+  for (int i = 0; i < 2; ++i) world_.add_prefill();
+  for (int i = 0; i < 2; ++i) world_.add_decode();
+  if (!world_.run_until([&] { return world_.links_ready(); })) return "the links do not come up\n";
+  for (std::uint64_t i = 0; i < kRooms; ++i) later(kMoment, [this] { open_some(); });
+  for (int i = 0; i < kStrikes; ++i) later(kMoment, [this] { strike(); });
+  world_.run(kMoment + Duration(10'000'000));
+  const auto settled = [&] { return world_.quiet() && world_.links_ready(); };
+  if (!world_.run_until(settled, 60 * kSecond)) world_.violation("it does not become quiet");
+  // The survivors serve what is left to do, and each pair the next request.
+  for (int i = 0; world_.opened < kRooms && i < 1000; ++i) {
+    open_some();
+    world_.run(Duration(500'000));
+  }
+  for (auto& decode : world_.decodes) {
+    for (auto& prefill : world_.prefills) {
+      const std::uint64_t id = decode->request(prefill->address, 100, 5 * kSecond);
+      world_.run_until([&] { return decode->requests[id].outcome != Outcome::kOpen; });
+    }
+  }
+  if (!world_.run_until([&] { return world_.quiet(); })) world_.violation("it does not end");
+  world_.check_end();
+  if (world_.opened < kRooms && world_.violations().empty()) {
+    world_.violation("only " + std::to_string(world_.opened) + " rooms were opened");
+  }
+  count_world(world_);
+  std::string text;
+  for (const std::string& violation : world_.violations()) text += violation + "\n";
+  return text;
+}
+
+constexpr NamedSeed kNamed[] = {
+    {1, "the first"},
+};
+
+}  // namespace
+
+std::string run_seed(std::uint64_t seed) { return Scenario(seed).run(); }
+
+std::span<const NamedSeed> named_seeds() { return kNamed; }
+
+}  // namespace kvd::sim
