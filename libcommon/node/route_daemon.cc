@@ -97,7 +97,8 @@ Status RouteDaemon::start() {
   if (!started.ok()) return started.status();
   control_ = std::move(*started);
 
-  RouteProxyOptions proxy{options_.flow, options_.retries, common.request_timeout, common.api_key};
+  RouteProxyOptions proxy{options_.flow, options_.retries, common.request_timeout, common.api_key,
+                          common.timeout};
   proxy_ = std::make_unique<RouteProxy>(std::move(proxy), members_.get(), &metrics_, &clock_,
                                         [this] { control_->wake(); });
   ready_proxy_ = proxy_.get();

@@ -132,6 +132,7 @@ RouteProxy::RouteProxy(RouteProxyOptions options, RouteMembers* members, Metrics
   inflight_gauge_ =
       metrics->gauge("kvd_router_requests_inflight", "Requests that wait for their answer's end.");
   client_ = http::Client::create();
+  started_ = clock_->now();
 }
 
 RouteProxy::~RouteProxy() {
@@ -209,8 +210,14 @@ void RouteProxy::start_attempt(const Shared& exchange) {
   }
   Result<Assignment> pair = members_->pick(exchange->model, tried, avoid, now);
   if (pair.ok()) {
+    had_pair_ = true;
     const Status started = launch(exchange, std::move(*pair), now);
     if (!started.ok()) answer_error(exchange, started);
+    return;
+  }
+  // Start order does not matter: workers may still be on their way.
+  if (!had_pair_ && now - started_ < options_.first_pair_timeout) {
+    try_later(exchange, kFirstDelay);
     return;
   }
   std::uint32_t waits = 0;

@@ -9,6 +9,7 @@
 // worker_lost() on the control thread. Nothing blocks.
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <functional>
 #include <map>
@@ -31,6 +32,9 @@ struct RouteProxyOptions {
   std::uint32_t retries = 3;  // attempts in all
   Duration request_timeout{600'000'000'000};
   std::string api_key;  // for the workers, empty: the client's own is passed on
+  // --timeout: how long after the start a request may wait for the first usable pair. Once there
+  // was one, nobody waits for a worker that is silent.
+  Duration first_pair_timeout{0};
 };
 
 class RouteProxy {
@@ -91,6 +95,8 @@ class RouteProxy {
   std::set<Shared> running_;                  // guarded by mutex_
   std::multimap<TimePoint, Shared> delayed_;  // guarded by mutex_
   std::unique_ptr<http::Client> client_;      // last: its callbacks use all of the above
+  std::atomic<bool> had_pair_{false};
+  TimePoint started_;
 };
 
 }  // namespace kvd::node

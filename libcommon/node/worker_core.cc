@@ -102,6 +102,7 @@ Status WorkerCore::load_model() {
 
 Status WorkerCore::open_providers(const std::string& source) {
   std::vector<fabric::ProviderInfo> found = fabric::available_providers(source, options_.device);
+  if (options_.provider == "verbs") options_.provider = "verbs;ofi_rxm";  // as most people call it
   if (!options_.provider.empty()) {
     std::erase_if(found, [&](const auto& p) { return p.name != options_.provider; });
     if (found.empty()) return fabric::explain_missing(options_.provider);
@@ -123,6 +124,10 @@ Status WorkerCore::open_providers(const std::string& source) {
       last = domain.status();
       log_warn("provider not usable", {{"provider", info.name}, {"why", last.message()}});
       continue;
+    }
+    if ((*domain)->capabilities().emulated) {
+      log_warn("provider only emulates RMA: expect a fraction of the link's speed",
+               {{"provider", info.name}});
     }
     domains_.push_back(std::move(*domain));
     providers_.push_back(info.name);

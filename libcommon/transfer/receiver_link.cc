@@ -278,6 +278,12 @@ void KvReceiver::Impl::on_test_record(ReceiverLink* link) {
                           {"peer", link->peer},
                           {"epoch", link->epoch.value},
                           {"provider", link->provider}});
+  if (link->provider != options_.providers.front()) {
+    log_warn("link is not carried by this worker's best provider: the prefill does not have it",
+             {{"prefill", link->address},
+              {"best", options_.providers.front()},
+              {"provider", link->provider}});
+  }
 }
 
 void KvReceiver::Impl::note_end(ReceiverLink* link, Status why) {
