@@ -216,7 +216,8 @@ void RouteProxy::start_attempt(const Shared& exchange) {
     return;
   }
   // Start order does not matter: workers may still be on their way.
-  if (!had_pair_ && now - started_ < options_.first_pair_timeout) {
+  const bool none_yet = pair.status().code() == StatusCode::kUnavailable && !had_pair_;
+  if (none_yet && now - started_ < options_.first_pair_timeout) {
     try_later(exchange, kFirstDelay);
     return;
   }
