@@ -20,6 +20,10 @@ constexpr std::size_t kEventQueue = 65536;
 class DecodeWorker final : public Daemon, LoopTask, engine::EngineSink {
  public:
   static Result<std::unique_ptr<Daemon>> create(const WorkerOptions& options);
+  // HTTP threads reach everything here: they go first.
+  ~DecodeWorker() override {
+    if (core_ != nullptr) core_->stop_http();
+  }
 
   std::string ready_line() const override { return core_->ready_line(); }
   Status run(const std::atomic<int>& signals) override;
@@ -30,7 +34,6 @@ class DecodeWorker final : public Daemon, LoopTask, engine::EngineSink {
         new_jobs_(kJobQueue, &loop_.waker()),
         events_(kEventQueue, &loop_.waker()) {}
 
-  Status start_http();
   void handle(http::Request request, std::shared_ptr<http::Responder> responder);
   void update_prefills();
   bool step_messages();
@@ -51,7 +54,6 @@ class DecodeWorker final : public Daemon, LoopTask, engine::EngineSink {
   std::unique_ptr<WorkerCore> core_;
   std::unique_ptr<DecodeJobs> jobs_;
   std::unique_ptr<transfer::KvReceiver> receiver_;
-  std::unique_ptr<http::Server> server_;
   ApiLimits limits_;
   Counter refused_;
   std::set<std::string> fixed_prefills_, found_prefills_;
@@ -95,23 +97,11 @@ Result<std::unique_ptr<Daemon>> DecodeWorker::create(const WorkerOptions& option
                                          {{"outcome", "refused"}});
   worker->limits_ = {c.served_name(), c.pool().page_count(), options.engine.max_running};
   c.engine().start(c.pool().memory(), c.pool().page_count(), worker.get());
-  KVD_RETURN_IF_ERROR(worker->start_http());
+  KVD_RETURN_IF_ERROR(c.start_http(
+      [self = worker.get()](http::Request request, std::shared_ptr<http::Responder> responder) {
+        self->handle(std::move(request), std::move(responder));
+      }));
   return std::unique_ptr<Daemon>(std::move(worker));
-}
-
-Status DecodeWorker::start_http() {
-  http::ServerOptions options;
-  options.listen = core_->options().common.http;
-  options.api_key = core_->options().common.api_key;
-  options.threads = 2;  // a long prompt is tokenized on one of them
-  auto server = http::Server::start(
-      options, [this](http::Request request, std::shared_ptr<http::Responder> responder) {
-        handle(std::move(request), std::move(responder));
-      });
-  if (!server.ok()) return server.status();
-  server_ = std::move(*server);
-  core_->set_http(server_->address());
-  return {};
 }
 
 void DecodeWorker::handle(http::Request request, std::shared_ptr<http::Responder> responder) {
@@ -135,16 +125,12 @@ void DecodeWorker::handle(http::Request request, std::shared_ptr<http::Responder
                         "bootstrap_room: this worker was started with --prefill local")));
     return;
   }
-  Duration time = core_->options().common.request_timeout;
-  if (prepared->api.timeout_ms) {
-    time = std::min<Duration>(time, std::chrono::milliseconds(std::min<std::uint64_t>(
-                                        *prepared->api.timeout_ms, 1u << 31)));
-  }
   responder->on_gone([this] {
     someone_left_ = true;
     loop_.waker().wake();
   });
-  NewJob job{std::move(*prepared), responder, arrival, arrival + time};
+  const TimePoint deadline = arrival + core_->time_for(prepared->api);
+  NewJob job{std::move(*prepared), responder, arrival, deadline};
   if (!new_jobs_.try_push(std::move(job))) {
     responder->send(
         503, "application/json",
@@ -238,8 +224,7 @@ Status DecodeWorker::run(const std::atomic<int>& signals) {
   loop_.run(*this);
   const bool cut = !jobs_->empty();
   jobs_->fail_all(unavailable("this worker was told to end at once"));
-  server_->drain();
-  server_->stop();
+  core_->stop_http();
   events_.close();
   core_->engine().stop();
   log_info("ended");

@@ -37,6 +37,10 @@ class PrefillWorker final : public Daemon,
                             engine::EngineSink {
  public:
   static Result<std::unique_ptr<Daemon>> create(const WorkerOptions& options);
+  // HTTP threads reach everything here: they go first.
+  ~PrefillWorker() override {
+    if (core_ != nullptr) core_->stop_http();
+  }
 
   std::string ready_line() const override { return core_->ready_line(); }
   Status run(const std::atomic<int>& signals) override;
@@ -47,7 +51,6 @@ class PrefillWorker final : public Daemon,
         halves_in_(kJobQueue, &loop_.waker()),
         events_(kEventQueue, &loop_.waker()) {}
 
-  Status start_http();
   void handle(http::Request request, std::shared_ptr<http::Responder> responder);
   void add_half(std::shared_ptr<Half> half);
   void end_half_room(RoomId room, const Status& status);
@@ -77,7 +80,6 @@ class PrefillWorker final : public Daemon,
   BoundedQueue<engine::EngineEvent> events_;
   std::unique_ptr<WorkerCore> core_;
   std::unique_ptr<transfer::KvSender> sender_;
-  std::unique_ptr<http::Server> server_;
   ApiLimits limits_;
   std::deque<engine::SequenceRequest> pending_;   // the engine's queue was full
   std::unordered_set<std::uint64_t> cancelling_;  // rooms whose compute was told to stop
@@ -102,23 +104,11 @@ Result<std::unique_ptr<Daemon>> PrefillWorker::create(const WorkerOptions& optio
                                                          &c.rng(), &c.metrics(), worker.get());
   worker->limits_ = {c.served_name(), c.pool().page_count(), c.transfer_options().max_rooms};
   c.engine().start(c.pool().memory(), c.pool().page_count(), worker.get());
-  KVD_RETURN_IF_ERROR(worker->start_http());
+  KVD_RETURN_IF_ERROR(c.start_http(
+      [self = worker.get()](http::Request request, std::shared_ptr<http::Responder> responder) {
+        self->handle(std::move(request), std::move(responder));
+      }));
   return std::unique_ptr<Daemon>(std::move(worker));
-}
-
-Status PrefillWorker::start_http() {
-  http::ServerOptions options;
-  options.listen = core_->options().common.http;
-  options.api_key = core_->options().common.api_key;
-  options.threads = 2;  // a long prompt is tokenized on one of them
-  auto server = http::Server::start(
-      options, [this](http::Request request, std::shared_ptr<http::Responder> responder) {
-        handle(std::move(request), std::move(responder));
-      });
-  if (!server.ok()) return server.status();
-  server_ = std::move(*server);
-  core_->set_http(server_->address());
-  return {};
 }
 
 void PrefillWorker::handle(http::Request request, std::shared_ptr<http::Responder> responder) {
@@ -140,15 +130,10 @@ void PrefillWorker::handle(http::Request request, std::shared_ptr<http::Responde
                          "decode worker or a router"));
   }
   if (draining_) return refuse(Status(StatusCode::kResourceExhausted, "this worker is draining"));
-  Duration time = core_->options().common.request_timeout;
-  if (prepared->api.timeout_ms) {
-    time = std::min<Duration>(time, std::chrono::milliseconds(std::min<std::uint64_t>(
-                                        *prepared->api.timeout_ms, 1u << 31)));
-  }
   auto half = std::make_shared<Half>();
   half->request = std::move(*prepared);
   half->responder = responder;
-  half->deadline = clock_.now() + time;
+  half->deadline = clock_.now() + core_->time_for(half->request.api);
   responder->on_gone([this] {
     someone_left_ = true;
     loop_.waker().wake();
@@ -328,8 +313,7 @@ Status PrefillWorker::run(const std::atomic<int>& signals) {
   signals_ = &signals;
   loop_.run(*this);
   const bool cut = !sender_->idle() || !halves_.empty();
-  server_->drain();
-  server_->stop();
+  core_->stop_http();
   events_.close();
   core_->engine().stop();
   log_info("ended");

@@ -153,6 +153,31 @@ Status WorkerCore::open_control() {
   return {};
 }
 
+Status WorkerCore::start_http(http::Handler handler) {
+  http::ServerOptions server;
+  server.listen = options_.common.http;
+  server.api_key = options_.common.api_key;
+  server.threads = 2;  // a long prompt is tokenized on one of them
+  auto started = http::Server::start(server, std::move(handler));
+  if (!started.ok()) return started.status();
+  server_ = std::move(*started);
+  http_ = server_->address();
+  return {};
+}
+
+void WorkerCore::stop_http() {
+  if (server_ == nullptr) return;
+  server_->drain();
+  server_->stop();
+}
+
+Duration WorkerCore::time_for(const http::ApiRequest& request) const {
+  const Duration most = options_.common.request_timeout;
+  if (!request.timeout_ms) return most;
+  const std::uint64_t asked = std::min<std::uint64_t>(*request.timeout_ms, 1u << 31);
+  return std::min<Duration>(most, std::chrono::milliseconds(asked));
+}
+
 std::vector<std::string> WorkerCore::key_addresses(const std::string& role) const {
   std::vector<std::string> out;
   for (const control::KeyEntry& entry : key_peers_) {

@@ -18,6 +18,7 @@
 #include "device/host_buffer.h"
 #include "engine/engine.h"
 #include "fabric/fabric.h"
+#include "http/openai.h"
 #include "http/server.h"
 #include "kv/page_pool.h"
 #include "node/options.h"
@@ -49,8 +50,12 @@ class WorkerCore {
   const engine::ModelInfo& model() const { return engine_->info(); }             // any thread
   RegistryClient* registry() { return registry_.get(); }  // null without --join
 
-  // The HTTP address once the server is up; before the first Describe is answered.
-  void set_http(const std::string& address) { http_ = address; }
+  // Starts the HTTP server; `handler` is called on its threads. Before the first step of the loop.
+  Status start_http(http::Handler handler);
+  // Ends it once the answers are out.
+  void stop_http();
+  // What a request has: kvd_timeout_ms, at most --request-timeout.
+  Duration time_for(const http::ApiRequest& request) const;
   // Answers what any worker answers. True if the message was one of these.
   bool on_message(const control::Received& message, const proto::Load& load);
   // Answers a message that nobody here knows with Error.
@@ -91,6 +96,7 @@ class WorkerCore {
   std::unique_ptr<control::Channel> channel_;
   std::unique_ptr<control::Messenger> messenger_;
   std::unique_ptr<RegistryClient> registry_;
+  std::unique_ptr<http::Server> server_;
   bool drain_asked_ = false;
   kv::PageCounts shown_{UINT32_MAX, 0, 0, 0};
   Gauge free_, leased_, sealed_, quarantined_, oldest_;
