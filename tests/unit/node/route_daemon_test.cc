@@ -212,6 +212,18 @@ TEST_CASE("router: the last failure is the answer when the attempts are used up"
   CHECK(has_line(router, "kvd_router_retries_total 2"));
 }
 
+TEST_CASE("router: KV that arrived wrong is tried once more, and no oftener") {
+  const char* body = "{\"error\":{\"message\":\"the digest\",\"code\":\"corrupted\"}}";
+  FakeWorker prefill("prefill", silence());
+  FakeWorker decode("decode", json(502, body));
+  Router router(lists({&prefill}, {&decode}));
+  REQUIRE(router.wait_healthy());
+  const auto response = router.post(kBody);
+  CHECK(response.head.status == 502);
+  CHECK(response.body == body);
+  CHECK(decode.seen.count() == 2);
+}
+
 TEST_CASE("router: the deadline in the body holds for the whole exchange") {
   FakeWorker prefill("prefill", silence());
   FakeWorker decode("decode", silence());
