@@ -135,6 +135,25 @@ def http_answer() -> dict[str, bytes]:
     }
 
 
+def http_request() -> dict[str, bytes]:
+    def request(cut: int, text: str) -> bytes:
+        return bytes([cut]) + text.replace("\n", "\r\n").encode()
+
+    return {
+        "get": request(0, "GET /health HTTP/1.1\nHost: h\n\n"),
+        "post": request(1, 'POST /v1/completions?a=b HTTP/1.1\nHost: h\nContent-Length: 9\n\n{"a":"b"}'),
+        "chunked": request(2, "POST /x HTTP/1.1\nHost: h\nTransfer-Encoding: chunked\n\n3;x=y\nabc\n0\n\n"),
+        "two": request(3, "GET /a HTTP/1.1\nHost: h\n\nGET /b HTTP/1.1\nHost: h\nConnection: close\n\n"),
+        "continue": request(0, "POST /x HTTP/1.1\nHost: h\nExpect: 100-continue\nContent-Length: 1\n\nz"),
+        "head": request(0, "HEAD / HTTP/1.0\n\n"),
+        "absolute": request(0, "GET http://h/x?y HTTP/1.1\nHost: h\nX: a\n b\n\n"),
+        "large": request(0, "POST /x HTTP/1.1\nHost: h\nContent-Length: 99999999999\n\n"),
+        "smuggle": request(0, "POST / HTTP/1.1\nHost: h\nContent-Length: 1\nTransfer-Encoding: chunked\n\n0\n\n"),
+        "options": request(0, "OPTIONS * HTTP/1.1\nHost: h\n\n"),
+        "http-2": request(0, "PRI * HTTP/2.0\n\nSM\n\n"),
+    }
+
+
 def keys() -> dict[str, bytes]:
     one, two = "rq:rM>}U?@Lns47E1%kR.o@n%FcmmsL/@{H8]yf7", "Yne@$w-vo<fVvi]a<NY6T1ed:M$fCG*[IaLV{hID"
     return {"ring": f"# ours\n{one} self {two}\n{two} prefill 127.0.0.1:7100 # there\n{one} route\n".encode(),
@@ -153,7 +172,7 @@ def config() -> dict[str, bytes]:
 
 def main() -> int:
     corpus = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "corpus"
-    for make in (proto, record, gguf, tokenizer, chat, http_json, http_answer, keys, config):
+    for make in (proto, record, gguf, tokenizer, chat, http_json, http_answer, http_request, keys, config):
         folder = corpus / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("seed-*"):
