@@ -4,6 +4,7 @@
 #include "base/log.h"
 #include "proto/ops_messages.h"
 #include "transfer/faults.h"
+#include "transfer/planted.h"
 #include "transfer/receiver_impl.h"
 
 namespace kvd::transfer {
@@ -141,6 +142,7 @@ bool KvReceiver::Impl::on_described(ReceiverLink* link, const control::Received&
 
 // An endpoint, a key and a test slot of its own for this peer; then Register.
 Status KvReceiver::Impl::register_link(ReceiverLink* link) {
+  if constexpr (planted::kBuilt) planted::close_now();
   link->domain = domain_of(link->provider);
   auto endpoint = link->domain->open_endpoint();
   if (!endpoint.ok()) return endpoint.status();
@@ -305,6 +307,11 @@ void KvReceiver::Impl::close_link(ReceiverLink* link) {
   }
   if constexpr (faults::kBuilt) {
     if (faults::unfenced()) faults::keep_open(std::move(link->endpoint), std::move(link->region));
+  }
+  if constexpr (planted::kBuilt) {
+    if (planted::is(planted::Defect::kPagesEarly)) {
+      planted::close_later(std::move(link->endpoint), std::move(link->region));
+    }
   }
   link->region.reset();
   link->endpoint.reset();

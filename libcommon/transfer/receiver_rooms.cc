@@ -3,6 +3,7 @@
 
 #include "base/log.h"
 #include "transfer/faults.h"
+#include "transfer/planted.h"
 #include "transfer/receiver_impl.h"
 
 namespace kvd::transfer {
@@ -235,6 +236,12 @@ void KvReceiver::Impl::act(ReceiverRoom* room, room::Action action, room::Event 
       }
       pool_->quarantine(room->request.lease, "drained from prefill, or its endpoint closed",
                         clock_->now());
+      if constexpr (planted::kBuilt) {
+        if (planted::is(planted::Defect::kSlotEarly) && room->slot) {
+          slots_.free(*room->slot);
+          room->slot.reset();
+        }
+      }
       break;
     case kRelease:
       release(room, event);
@@ -400,6 +407,12 @@ void KvReceiver::Impl::check_deadlines(TimePoint now) {
   for (RoomKey key : late) {
     ReceiverRoom* room = find(key);
     if (room->drain == room::Drain::kPending) {
+      if constexpr (planted::kBuilt) {
+        if (planted::is(planted::Defect::kTimerFrees)) {
+          apply(room, room::Event::kDrained);
+          continue;
+        }
+      }
       // Time proves nothing: it only decides that the peer is fenced.
       if (room->link != nullptr) {
         note_end(room->link, unavailable("prefill did not answer an abort in time"));

@@ -175,6 +175,7 @@ struct KvSender::Impl {
   void on_room_write(SenderRoom* room, const fabric::WriteResult& result);
   void on_test_write(SenderLink* link);
   bool pump(SenderLink* link);
+  void resume_link(SenderLink* link);  // planted.h: not in what is shipped
 
   // kv_sender.cc
   void settle();

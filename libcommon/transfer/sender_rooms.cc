@@ -3,6 +3,7 @@
 
 #include "base/log.h"
 #include "transfer/faults.h"
+#include "transfer/planted.h"
 #include "transfer/sender_impl.h"
 
 namespace kvd::transfer {
@@ -224,6 +225,9 @@ void KvSender::Impl::act(SenderRoom* room, room::Action action) {
       }
       break;
     case kPurge:
+      if constexpr (planted::kBuilt) {
+        if (planted::is(planted::Defect::kDrainedEarly)) return send_drained(room);
+      }
       room->link->pipeline->purge(room->id.value);
       break;
     case kBeginDrain:

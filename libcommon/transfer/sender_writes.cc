@@ -5,6 +5,7 @@
 
 #include "base/log.h"
 #include "transfer/faults.h"
+#include "transfer/planted.h"
 #include "transfer/sender_impl.h"
 #include "transfer/write_plan.h"
 
@@ -147,6 +148,15 @@ void KvSender::Impl::on_completion(SenderLink* link, const fabric::Completion& c
   if (!result) return;
   link->last_progress = clock_->now();
   if (!result->status.ok()) {
+    if constexpr (planted::kBuilt) {
+      const bool moved = link->pipeline->writes_completed() > 0;  // else it would go on for ever
+      if (planted::is(planted::Defect::kLinkResumed) && moved) return resume_link(link);
+      SenderRoom* room = find_on(link, RoomId{result->stream});
+      if (planted::is(planted::Defect::kErrorIsDrained) && room != nullptr &&
+          room->drain == room::Drain::kPending) {
+        apply(room, room::Event::kDrained);
+      }
+    }
     // Not drained, whatever else completes: the room and all others of this link end unproven.
     link->end = result->status.with_context("a write to the peer failed");
     links_to_end_ = true;
@@ -186,6 +196,30 @@ void KvSender::Impl::on_room_write(SenderRoom* room, const fabric::WriteResult& 
     continue_drain(room);
   }
 }
+
+#ifdef KVD_PLANTED_DEFECTS
+// What kvd never does: everything once more, over the endpoint that had the error.
+void KvSender::Impl::resume_link(SenderLink* link) {
+  link->pipeline = std::make_unique<fabric::WritePipeline>(
+      link->endpoint.get(), link->handle, link->capabilities(), clock_, options_.dead_after);
+  link->closing.clear();
+  if (!link->ready) {
+    staging_.give_back(std::exchange(link->test_cell, nullptr));
+    link->test_posted = false;
+  }
+  for (RoomId id : link->rooms) {
+    SenderRoom* room = find_on(link, id);
+    if (room == nullptr || room->over) continue;
+    room->record_queued = room->record_done = room->scratch_queued = room->scratch_done = false;
+    if (room->drain == room::Drain::kPending) continue_drain(room);
+    if (room->state != room::RoomState::kTransferring) continue;
+    for (std::size_t group = 0; group < groups_.size(); ++group) {
+      write_pages(room, group, std::exchange(room->written[group], 0));
+    }
+    if (room->computed) link->closing.push_back(id);
+  }
+}
+#endif
 
 bool KvSender::Impl::pump(SenderLink* link) {
   constexpr int kRounds = 8;  // then the other links have their turn

@@ -132,16 +132,17 @@ std::uint64_t Decode::request(const std::string& prefill, std::uint32_t tokens, 
 
 void Decode::open_waiting() {
   const TimePoint now = world_->clock.now();
+  std::erase_if(waiting_, [&](const Waiting& waiting) {
+    Request& request = requests[waiting.request];
+    if (request.outcome == Outcome::kOpen && waiting.deadline > now) return false;
+    if (request.outcome == Outcome::kOpen) request.outcome = Outcome::kRefused;
+    world_->enter(waiting.request, Step::kOver);
+    return true;
+  });
   while (!waiting_.empty()) {
     const Waiting waiting = waiting_.front();
-    Request& request = requests[waiting.request];
-    if (request.outcome != Outcome::kOpen || waiting.deadline <= now) {
-      if (request.outcome == Outcome::kOpen) request.outcome = Outcome::kRefused;
-      world_->enter(waiting.request, Step::kOver);
-      waiting_.erase(waiting_.begin());
-      continue;
-    }
-    const std::uint32_t pages = pool->layout().pages_for(request.prompt.size() + 16);
+    const std::uint32_t pages =
+        pool->layout().pages_for(requests[waiting.request].prompt.size() + 16);
     auto lease = pool->lease(pages, now);
     if (!lease.ok()) return fence_for(waiting, pages);
     waiting_.erase(waiting_.begin());
@@ -346,6 +347,15 @@ void Decode::check_slot(std::uint32_t slot) {
     world_->violation("a write landed in slot " + std::to_string(slot) + " of " + name +
                       ", which belongs to " + (foreign ? "another room" : "nobody"));
   }
+}
+
+bool Decode::quiet() const {
+  const kv::PageCounts counts = pool->counts();
+  const bool fence = world_->fenced_by_close();
+  if (fence) return receiver->idle() && counts.free == pool->page_count();
+  if (counts.free + counts.quarantined != pool->page_count()) return false;
+  return std::all_of(requests.begin(), requests.end(),
+                     [](const auto& entry) { return entry.second.outcome != Outcome::kOpen; });
 }
 
 void Decode::check_all() {

@@ -157,9 +157,7 @@ bool World::quiet() {
   }
   for (auto& decode : decodes) {
     if (!decode->alive()) continue;
-    if (!decode->receiver->idle() || decode->pool->counts().free != decode->pool->page_count()) {
-      return false;
-    }
+    if (!decode->quiet()) return false;
   }
   return true;
 }

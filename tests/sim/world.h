@@ -145,6 +145,8 @@ class Decode final : public transfer::ReceiverHost {
   // Of what just landed anywhere: every byte of it in our memory must be where its room may write.
   void check_landing(const std::byte* at, std::uint64_t bytes);
   void check_all();
+  // Everything over; where nothing is a fence, what no proof covers may stay.
+  bool quiet() const;
   bool ready(const std::string& prefill) const;
 
   void on_committed(transfer::CommittedRoom room) override;
@@ -219,6 +221,10 @@ class World {
   // Until `done`, at most for `limit`; false when it did not come.
   bool run_until(const std::function<bool()>& done, Duration limit = Duration(20'000'000'000));
   bool links_ready();
+  // Closing a link is a proof on this fabric.
+  bool fenced_by_close() const {
+    return options.fabric.endpoint_close_is_fence || !options.fabric.land_after_region_close;
+  }
   // Everything over: no rooms, no quarantine, all pages free.
   bool quiet();
   void check_end();

@@ -20,8 +20,9 @@ using ConnKey = std::pair<EndpointId, EndpointId>;  // source, target
 
 constexpr std::uint32_t kIovLimit = 4;
 constexpr std::uint64_t kMaxWrite = 1u << 20;
-constexpr Duration kLatest{
-    20'000'000};  // until the first piece of a write that lands after its error
+// Until the first piece of a write that lands after its error: up to 2^this ns, short ones as often
+// as long ones.
+constexpr std::uint64_t kLatestBits = 24;
 
 struct RegionState {
   std::uint64_t domain = 0;
@@ -344,7 +345,7 @@ std::set<OpId> SimFabric::Impl::keep_landing(const ConnKey& key) {
       copy_piece(op, op.total - op.landed);
       continue;
     }
-    const bool lands = there && !op.reported && !lie && rng.chance(0.6);
+    const bool lands = there && !op.reported && !lie && rng.chance(0.8);
     if (lands) late.insert(id);
     if (!lands && faults.ordered) break;
   }
@@ -395,7 +396,7 @@ void SimFabric::Impl::fail_direction(const ConnKey& key) {
     report(id, lie ? Status() : dropped(), faults.latency);
     if (op.late) {
       take_snapshot(&op);
-      const Duration more{static_cast<std::int64_t>(rng.below(kLatest.count()))};
+      const Duration more{static_cast<std::int64_t>(rng.below(2u << rng.below(kLatestBits)))};
       delay = faults.ordered ? delay + more : more;
       schedule(delay, {Event::Kind::kPiece, id, {}});
     }
@@ -608,6 +609,13 @@ bool SimFabric::step() {
 
 const std::vector<SimFabric::Landing>& SimFabric::landed() const { return impl_->landings; }
 const SimFabric::Counts& SimFabric::counts() const { return impl_->counts; }
+std::size_t SimFabric::in_flight(const std::string& host) const {
+  std::size_t count = 0;
+  for (const auto& [id, endpoint] : impl_->endpoints) {
+    if (endpoint.host == host && endpoint.open) count += endpoint.inflight;
+  }
+  return count;
+}
 bool SimFabric::take_woken(const std::string& host) { return impl_->woken.erase(host) != 0; }
 
 TimePoint SimFabric::next_event() const {

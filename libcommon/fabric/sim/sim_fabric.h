@@ -66,6 +66,8 @@ class SimFabric {
     std::uint64_t bytes = 0;
   };
   const std::vector<Landing>& landed() const;
+  // Writes of `host` that have not completed.
+  std::size_t in_flight(const std::string& host) const;
   // Whether a completion was queued for an endpoint of `host` since the last call.
   bool take_woken(const std::string& host);
 
