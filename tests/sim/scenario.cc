@@ -350,7 +350,7 @@ std::string Scenario::run() {
 }
 
 constexpr NamedSeed kNamed[] = {
-    {7232, "a drop that a reconnect hid cut a write in the middle, and no digest was there to tell"},
+    {7232, "a drop that a reconnect hid cut a write in the middle, without a digest to tell"},
     {15645, "the same, and the sampled line was in the half that had landed"},
     {9699, "nothing is a fence: pages that no proof covers starve whoever comes after"},
 };
