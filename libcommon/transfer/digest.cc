@@ -20,8 +20,20 @@ std::uint64_t sample_line(RoomId room, std::uint64_t unit, std::uint64_t unit_by
   return counter_random(room.value, kLineStream, unit) % lines * kLineBytes;
 }
 
+std::uint64_t last_line(const kv::KvLayout& layout, const PageUnit& unit, std::uint64_t used) {
+  const std::uint64_t row_bytes = std::uint64_t{layout.head_dim} * layout.element_bytes;
+  const std::uint64_t row = (unit.end - 1) / row_bytes;
+  const std::uint64_t token = row % layout.page_size;
+  std::uint64_t end = unit.end;
+  if (token >= used) {
+    const std::uint64_t used_end = (row - token + used) * row_bytes;
+    if (used_end > unit.begin) end = used_end;
+  }
+  return end - std::min(kLineBytes, end - unit.begin);
+}
+
 std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<const PageIndex> pages,
-                           RoomId room) {
+                           std::uint64_t tokens, RoomId room) {
   if (mode == Digest::kOff) return 0;
   const kv::KvLayout& layout = pool.layout();
   XXH3_state_t state;
@@ -31,14 +43,16 @@ std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<cons
     for (PageIndex page : pages) XXH3_64bits_update(&state, pool.page(page), layout.page_bytes());
     return XXH3_64bits_digest(&state);
   }
-  const auto groups = kv::layer_groups(layout);
-  std::uint64_t unit = 0;
-  for (PageIndex page : pages) {
-    for (const kv::LayerGroup& group : groups) {
-      const std::uint64_t bytes = (group.end - group.begin) * layout.layer_bytes();
-      const std::byte* at = pool.page(page) + group.begin * layout.layer_bytes();
-      XXH3_64bits_update(&state, at + sample_line(room, unit, bytes), std::min(bytes, kLineBytes));
-      ++unit;
+  const std::vector<PageUnit> units = page_units(layout);
+  std::uint64_t number = 0;
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    const std::byte* page = pool.page(pages[i]);
+    const std::uint64_t used = tokens - std::min(tokens, i * std::uint64_t{layout.page_size});
+    for (const PageUnit& unit : units) {
+      const std::uint64_t bytes = unit.end - unit.begin;
+      const std::uint64_t drawn = unit.begin + sample_line(room, number++, bytes);
+      XXH3_64bits_update(&state, page + drawn, std::min(bytes, kLineBytes));
+      XXH3_64bits_update(&state, page + last_line(layout, unit, used), std::min(bytes, kLineBytes));
     }
   }
   return XXH3_64bits_digest(&state);

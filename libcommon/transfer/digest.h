@@ -1,10 +1,13 @@
 // The digest of a room's pages, equal on both ends however the bytes were merged, split or
 // streamed.
 //
-// Units are (page ordinal in the prompt, layer group of kv::layer_groups), in this order. `sample`
-// hashes one 64-byte line of each unit, its place drawn from the room id and the unit's number: it
-// catches what never landed or landed elsewhere. `full` hashes all bytes of all prompt pages. `off`
-// is 0.
+// Units are (page ordinal in the prompt, unit of page_units), in this order. `sample` hashes two
+// 64-byte lines of each unit: one at a place drawn from the room id and the unit's number, which
+// catches what landed elsewhere, and the last one that a token uses. Every write ends where a unit
+// ends, and a stream of writes that is cut loses everything from the cut to the end of a write
+// (libfabric's net connects anew by itself and says nothing of what its sockets held): so the last
+// line shows every cut. `full` hashes all bytes of all prompt pages. `off` is 0, and no protection
+// where the provider connects anew by itself.
 //
 // Reads the pages: call it only when they are final (sender) or committed (receiver).
 #pragma once
@@ -18,15 +21,20 @@
 #include "base/ids.h"
 #include "kv/page_pool.h"
 #include "transfer/options.h"
+#include "transfer/write_plan.h"
 
 namespace kvd::transfer {
 
-// `pages` are the prompt's, in order. The result is keyed by the room.
+// `pages` are the prompt's, in order; `tokens` is its length. The result is keyed by the room.
 std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<const PageIndex> pages,
-                           RoomId room);
+                           std::uint64_t tokens, RoomId room);
 
-// Byte offset within a unit of `unit_bytes` of the line that `sample` reads; a multiple of 64.
+// Byte offset within a unit of `unit_bytes` of the drawn line that `sample` reads; a multiple
+// of 64.
 std::uint64_t sample_line(RoomId room, std::uint64_t unit, std::uint64_t unit_bytes);
+// Byte offset within the page of the last 64 bytes of `unit` that its first `used` tokens fill; the
+// unit's last 64 bytes where they fill none of the last head's rows in it.
+std::uint64_t last_line(const kv::KvLayout& layout, const PageUnit& unit, std::uint64_t used);
 
 std::string_view to_string(Digest mode);
 std::optional<Digest> parse_digest(std::string_view text);

@@ -169,8 +169,9 @@ void KvSender::computed(RoomId room, const SampledToken& first, Duration queued,
     impl_->write_remaining(found);
     if (found->link->end.ok()) found->link->pipeline->pump();
     // The pages are final from here on, and the last of them are on their way while this hashes.
-    found->digest = digest_pages(found->link->digest, *impl_->pool_,
-                                 impl_->pool_->pages(found->lease), found->id);
+    found->digest =
+        digest_pages(found->link->digest, *impl_->pool_, impl_->pool_->pages(found->lease),
+                     found->prompt.size(), found->id);
     found->link->closing.push_back(room);
   }
   impl_->settle();

@@ -13,7 +13,7 @@ struct Piece {
   std::uint64_t bytes;
 };
 
-// Neighbouring pieces become one when both sides are contiguous; only whole pages ever are.
+// Neighbouring pieces become one when both sides are contiguous.
 void append(std::vector<Piece>* pieces, Piece piece, std::uint64_t most) {
   if (!pieces->empty()) {
     Piece& back = pieces->back();
@@ -34,6 +34,19 @@ void append(std::vector<Piece>* pieces, Piece piece, std::uint64_t most) {
 
 }  // namespace
 
+std::vector<PageUnit> page_units(const kv::KvLayout& layout) {
+  std::vector<PageUnit> units;
+  for (const kv::LayerGroup& group : kv::layer_groups(layout)) {
+    const std::uint64_t end = group.end * layout.layer_bytes();
+    for (std::uint64_t at = group.begin * layout.layer_bytes(); at < end;) {
+      const std::uint64_t bytes = std::min(kMaxWriteBytes, end - at);
+      units.push_back({at, at + bytes});
+      at += bytes;
+    }
+  }
+  return units;
+}
+
 std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup group,
                                              std::uint32_t first, std::uint32_t last,
                                              const fabric::Capabilities& capabilities) {
@@ -45,16 +58,21 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
       std::max<std::uint64_t>(1, std::min(capabilities.max_write_bytes, kMaxWriteBytes));
   const std::size_t most_pieces =
       std::max<std::uint32_t>(1, std::min(capabilities.iov_limit, capabilities.rma_iov_limit));
-  const std::uint64_t offset = group.begin * layout.layer_bytes();
-  const std::uint64_t bytes = (group.end - group.begin) * layout.layer_bytes();
+  const std::uint64_t begin = group.begin * layout.layer_bytes();
+  const std::uint64_t end = group.end * layout.layer_bytes();
+  std::vector<PageUnit> units = page_units(layout);
+  std::erase_if(units,
+                [&](const PageUnit& unit) { return unit.end <= begin || unit.begin >= end; });
 
   std::vector<Piece> pieces;
   pieces.reserve(last - first);
   for (std::uint32_t i = first; i < last; ++i) {
-    append(&pieces,
-           {map.pool->page(map.source[i]) + offset,
-            map.region.base + map.destination[i] * layout.page_bytes() + offset, bytes},
-           most);
+    const std::byte* from = map.pool->page(map.source[i]);
+    const std::uint64_t to = map.region.base + map.destination[i] * layout.page_bytes();
+    for (const PageUnit& unit : units) {
+      const std::uint64_t at = std::max(unit.begin, begin);
+      append(&pieces, {from + at, to + at, std::min(unit.end, end) - at}, most);
+    }
   }
 
   std::vector<fabric::QueuedWrite> writes;

@@ -1,9 +1,10 @@
 // Cuts the pages of a room into writes: pure arithmetic, so that "no destination byte is written
 // twice" and "never above 1 MiB" can be tested without a fabric.
 //
-// Streaming: a piece is one layer group of one page. Whole pages: neighbours on both sides are one
-// piece, up to the largest write. Pieces under 64 KiB go several to a write, as far as the provider
-// takes them.
+// The units are those of the digest. Neighbouring units are one piece where they are contiguous on
+// both sides, up to the largest write, so every write ends where a unit ends. (Only a provider
+// whose largest write is smaller than a unit cuts inside one.) Pieces under 64 KiB go several to a
+// write, as far as the provider takes them.
 #pragma once
 
 #include <cstdint>
@@ -19,6 +20,15 @@ namespace kvd::transfer {
 
 constexpr std::uint64_t kMaxWriteBytes = 1u << 20;
 constexpr std::uint64_t kBatchBelowBytes = 64u << 10;
+
+// Bytes [begin, end) of a page.
+struct PageUnit {
+  std::uint64_t begin = 0;
+  std::uint64_t end = 0;
+};
+// A page in order: a unit is a layer group of kv::layer_groups, cut at kMaxWriteBytes where it is
+// larger. Both ends compute the same.
+std::vector<PageUnit> page_units(const kv::KvLayout& layout);
 
 // Where a room's pages come from and go to, by ordinal in the prompt. Refers to the caller's data.
 struct PageMap {

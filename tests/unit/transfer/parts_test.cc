@@ -121,23 +121,24 @@ TEST_CASE("digest: equal pages at other places give the same, in every mode") {
   for (int i = 0; i < 3; ++i)
     std::memcpy(b.pool.page(to[i]), a.pool.page(from[i]), a.pool.layout().page_bytes());
   const RoomId room{77};
-  const std::uint64_t want = digest_pages(mode, a.pool, from, room);
-  CHECK(digest_pages(mode, b.pool, to, room) == want);
-  CHECK(digest_pages(mode, a.pool, from, RoomId{78}) != want);
+  const std::uint64_t want = digest_pages(mode, a.pool, from, from.size() * 32, room);
+  CHECK(digest_pages(mode, b.pool, to, to.size() * 32, room) == want);
+  CHECK(digest_pages(mode, a.pool, from, from.size() * 32, RoomId{78}) != want);
   const std::vector<PageIndex> swapped = {1, 0, 2};
-  CHECK(digest_pages(mode, a.pool, swapped, room) != want);
+  CHECK(digest_pages(mode, a.pool, swapped, swapped.size() * 32, room) != want);
   // A group that never landed.
   std::memset(b.pool.page(to[1]), 0, 2 * b.pool.layout().layer_bytes());
-  CHECK(digest_pages(mode, b.pool, to, room) != want);
+  CHECK(digest_pages(mode, b.pool, to, to.size() * 32, room) != want);
 }
 
 TEST_CASE("digest: full sees a single flipped bit, off sees nothing") {
   TestPool a(layout_of(8, 8, 64), 2);
   const std::vector<PageIndex> pages = {0, 1};
-  const std::uint64_t before = digest_pages(Digest::kFull, a.pool, pages, RoomId{5});
+  const std::uint64_t before =
+      digest_pages(Digest::kFull, a.pool, pages, pages.size() * 32, RoomId{5});
   a.pool.page(1)[12345] ^= std::byte{1};
-  CHECK(digest_pages(Digest::kFull, a.pool, pages, RoomId{5}) != before);
-  CHECK(digest_pages(Digest::kOff, a.pool, pages, RoomId{5}) == 0);
+  CHECK(digest_pages(Digest::kFull, a.pool, pages, pages.size() * 32, RoomId{5}) != before);
+  CHECK(digest_pages(Digest::kOff, a.pool, pages, pages.size() * 32, RoomId{5}) == 0);
 }
 
 TEST_CASE("digest: sample draws another line for each unit, inside the unit") {
@@ -150,6 +151,56 @@ TEST_CASE("digest: sample draws another line for each unit, inside the unit") {
   }
   CHECK(places.size() > 150);
   CHECK(sample_line(RoomId{9}, 3, 64) == 0);
+}
+
+TEST_CASE("digest: sample sees every stream that was cut, wherever it was cut") {
+  const auto layout = GENERATE(layout_of(8, 8, 64), layout_of(5, 1, 80), layout_of(3, 24, 512));
+  const auto tokens = GENERATE(96u, 65u, 94u);
+  const RoomId room{31};
+  const std::vector<PageIndex> pages = {0, 1, 2};
+  TestPool source(layout, 3), landed(layout, 3);
+  const std::uint64_t bytes = layout.page_bytes();
+  // Unused rows of the last page are zero; the destination holds what was there before.
+  for (std::uint64_t row = 0; row < bytes / (2 * layout.head_dim); ++row) {
+    if (64 + row % 32 < tokens) continue;
+    std::memset(source.pool.page(2) + row * 2 * layout.head_dim, 0, 2 * layout.head_dim);
+  }
+  const std::uint64_t want = digest_pages(Digest::kSample, source.pool, pages, tokens, room);
+  const PageMap map{&source.pool, pages, pages, {0, 1 << 30, 42}};
+  const bool whole = GENERATE(true, false);
+  std::vector<fabric::QueuedWrite> writes;
+  const std::vector<kv::LayerGroup> groups =
+      whole ? std::vector{kv::LayerGroup{0, layout.layers}} : kv::layer_groups(layout);
+  for (const kv::LayerGroup& group : groups) {
+    for (auto& write : plan_writes(map, group, 0, 3, capabilities_of(4))) {
+      writes.push_back(std::move(write));
+    }
+  }
+  for (const fabric::QueuedWrite& write : writes) {
+    // All landed but the end of this write, from its last used line on.
+    for (PageIndex page : pages) {
+      std::memcpy(landed.pool.page(page), source.pool.page(page), bytes);
+    }
+    REQUIRE(digest_pages(Digest::kSample, landed.pool, pages, tokens, room) == want);
+    const fabric::RemotePiece& last = write.remote.back();
+    const std::uint64_t page = (last.address + last.bytes - 1) / bytes;
+    const std::uint64_t end = last.address + last.bytes - page * bytes;
+    const std::uint64_t used = std::min<std::uint64_t>(32, tokens - 32 * page);
+    const std::uint64_t from = last_line(layout, {end - std::min(end, last.bytes), end}, used) + 63;
+    std::memset(landed.pool.page(static_cast<PageIndex>(page)) + from, 0x5a, end - from);
+    CHECK(digest_pages(Digest::kSample, landed.pool, pages, tokens, room) != want);
+  }
+}
+
+TEST_CASE("digest: the last line is the last one that a token fills") {
+  const kv::KvLayout layout = layout_of(2, 2, 64);  // rows of 128 bytes, heads of 4 KiB
+  const PageUnit page{0, layout.page_bytes()};
+  CHECK(last_line(layout, page, 32) == layout.page_bytes() - 64);
+  CHECK(last_line(layout, page, 40) == layout.page_bytes() - 64);
+  CHECK(last_line(layout, page, 1) == layout.offset(1, true, 1, 0) + 64);
+  CHECK(last_line(layout, page, 31) == layout.offset(1, true, 1, 30) + 64);
+  // A unit that is a cut of a head's unused rows has only zeros: its own end then.
+  CHECK(last_line(layout, {page.end - 256, page.end}, 5) == page.end - 64);
 }
 
 TEST_CASE("write plan: each destination byte once, whatever the groups and chunks") {
