@@ -17,8 +17,14 @@ namespace {
 constexpr std::uint32_t kApi = FI_VERSION(FI_MAJOR_VERSION, FI_MINOR_VERSION);
 constexpr std::uint64_t kMaxWriteBytes = 1u << 20;
 
-// libfabric's names for one transport. `net` of 1.17 became `tcp` in 1.18 and speaks the same
-// protocol.
+bool is_tcp(const std::string& provider) { return provider.starts_with("tcp"); }
+// Providers whose addresses are IP addresses; efa and cxi have their own and take only a device.
+bool has_ip_address(const std::string& provider) {
+  return is_tcp(provider) || provider == "verbs;ofi_rxm";
+}
+
+}  // namespace
+
 std::vector<const char*> libfabric_names(const std::string& provider) {
   if (provider == "tcp") return {"net", "tcp"};
   if (provider == "tcp;ofi_rxm") return {"tcp;ofi_rxm"};
@@ -26,12 +32,6 @@ std::vector<const char*> libfabric_names(const std::string& provider) {
   if (provider == "efa") return {"efa"};
   if (provider == "cxi") return {"cxi"};
   return {};
-}
-
-bool is_tcp(const std::string& provider) { return provider.starts_with("tcp"); }
-// Providers whose addresses are IP addresses; efa and cxi have their own and take only a device.
-bool has_ip_address(const std::string& provider) {
-  return is_tcp(provider) || provider == "verbs;ofi_rxm";
 }
 
 InfoPtr make_hints(const std::string& provider, const char* libfabric_name,
@@ -58,6 +58,8 @@ InfoPtr make_hints(const std::string& provider, const char* libfabric_name,
   if (!device.empty()) hints->domain_attr->name = strdup(device.c_str());
   return hints;
 }
+
+namespace {
 
 std::string printable(const fi_info& info) {
   if (info.src_addr == nullptr) return {};
@@ -179,6 +181,33 @@ std::vector<Offer> find_offers(const std::string& provider, const std::string& s
           capabilities_of(provider, *copy, proves_delivery(provider, name, device));
       std::string address = printable(*copy);
       offers.push_back({std::move(copy), std::move(capabilities), std::move(address)});
+    }
+    if (!offers.empty()) break;
+  }
+  return offers;
+}
+
+std::vector<Offer> find_all_offers(const std::string& provider) {
+  std::vector<Offer> offers;
+  for (const char* name : libfabric_names(provider)) {
+    InfoPtr hints = make_hints(provider, name, "", 0);
+    fi_info* found = nullptr;
+    if (hints == nullptr || fi_getinfo(kApi, nullptr, nullptr, 0, hints.get(), &found) != 0) {
+      continue;
+    }
+    InfoPtr list(found);
+    for (const fi_info* info = list.get(); info != nullptr; info = info->next) {
+      if (std::strcmp(info->fabric_attr->prov_name, name) != 0) continue;
+      const std::string domain = info->domain_attr->name;
+      const std::string address = printable(*info);
+      const bool known = std::any_of(offers.begin(), offers.end(), [&](const Offer& offer) {
+        return domain == offer.info->domain_attr->name && address == offer.address;
+      });
+      InfoPtr copy(known ? nullptr : fi_dupinfo(info));
+      if (copy == nullptr) continue;
+      Capabilities capabilities =
+          capabilities_of(provider, *copy, proves_delivery(provider, name, domain));
+      offers.push_back({std::move(copy), std::move(capabilities), address});
     }
     if (!offers.empty()) break;
   }

@@ -7,6 +7,7 @@
 #include "fabric/fabric.h"
 #include "fabric/ofi/ofi_domain.h"
 #include "fabric/ofi/ofi_info.h"
+#include "fabric/provider_details.h"
 
 namespace kvd::fabric {
 namespace {
@@ -17,11 +18,6 @@ bool has_device(const std::string& directory, const std::string& prefix) {
     if (entry.path().filename().string().starts_with(prefix)) return true;
   }
   return false;
-}
-
-std::string libfabric_version() {
-  const std::uint32_t version = fi_version();
-  return std::to_string(FI_MAJOR(version)) + "." + std::to_string(FI_MINOR(version));
 }
 
 std::string known_names() {
