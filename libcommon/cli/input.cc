@@ -72,8 +72,12 @@ Result<std::string> InputReader::read_all() {
   return text;
 }
 
-Result<std::vector<JsonField>> parse_json_object(std::string_view text) {
-  using nlohmann::json;
+namespace {
+
+using nlohmann::json;
+
+// A JSON object.
+Result<json> parse_object(std::string_view text) {
   // Depth is checked while parsing: an endless "[[[[" must not become a tree at all.
   bool too_deep = false;
   const auto limit = [&too_deep](int depth, json::parse_event_t, const json&) {
@@ -90,8 +94,25 @@ Result<std::vector<JsonField>> parse_json_object(std::string_view text) {
   }
   if (too_deep) return invalid_argument("JSON is nested deeper than 32 levels");
   if (!document.is_object()) return invalid_argument("not a JSON object");
+  return document;
+}
+
+void collect_numbers(const json& value, const std::string& path,
+                     std::map<std::string, double>* out) {
+  if (value.is_number()) (*out)[path] = value.get<double>();
+  if (!value.is_structured()) return;
+  for (const auto& [name, element] : value.items()) {
+    collect_numbers(element, path.empty() ? name : path + "." + name, out);
+  }
+}
+
+}  // namespace
+
+Result<std::vector<JsonField>> parse_json_object(std::string_view text) {
+  Result<json> document = parse_object(text);
+  if (!document.ok()) return document.status();
   std::vector<JsonField> fields;
-  for (const auto& [name, value] : document.items()) {
+  for (const auto& [name, value] : document->items()) {
     JsonField field;
     field.name = name;
     field.json = value.dump(-1, ' ', false, json::error_handler_t::replace);
@@ -100,6 +121,14 @@ Result<std::vector<JsonField>> parse_json_object(std::string_view text) {
     fields.push_back(std::move(field));
   }
   return fields;
+}
+
+Result<std::map<std::string, double>> parse_json_numbers(std::string_view text) {
+  const Result<json> document = parse_object(text);
+  if (!document.ok()) return document.status();
+  std::map<std::string, double> numbers;
+  collect_numbers(document.value(), "", &numbers);
+  return numbers;
 }
 
 }  // namespace kvd::cli

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <map>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -42,5 +43,8 @@ struct JsonField {
 // The fields of one JSON object. kInvalidArgument: not JSON, not an object, or deeper than 32
 // levels. Of a field given twice the last one counts.
 Result<std::vector<JsonField>> parse_json_object(std::string_view text);
+
+// Every number of a JSON document by its path, as "prefill.0.tok_per_s". Errors as above.
+Result<std::map<std::string, double>> parse_json_numbers(std::string_view text);
 
 }  // namespace kvd::cli

@@ -347,6 +347,27 @@ Option addresses_option(std::string name, std::vector<std::string>* field, std::
   return option;
 }
 
+Option counts_option(std::string name, std::vector<std::uint32_t>* field, std::string help,
+                     std::uint32_t min, std::uint32_t max) {
+  Option option = row(std::move(name), Option::Kind::kList, "N...", std::move(help));
+  option.splits = true;
+  option.set = [field, min, max](const std::string& value) -> Status {
+    std::uint32_t number = 0;
+    if (!parse_number(value, &number) || number < min || number > max) {
+      return bad_value(value, range_text(min, max));
+    }
+    field->push_back(number);
+    return {};
+  };
+  option.clear = [field] { field->clear(); };
+  option.show = [field] {
+    std::vector<std::string> out;
+    for (const std::uint32_t number : *field) out.push_back(std::to_string(number));
+    return out;
+  };
+  return finished(std::move(option));
+}
+
 Option cpus_option(std::string name, std::vector<int>* field, std::string help) {
   Option option = row(std::move(name), Option::Kind::kList, "CPUS", std::move(help));
   option.splits = true;

@@ -96,6 +96,10 @@ Option addresses_option(std::string name, std::vector<std::string>* field, std::
 // One element each time it is given, taken as it stands.
 Option list_option(std::string name, std::string metavar, std::vector<std::string>* field,
                    std::string help);
+// Numbers, by repetition or separated by commas or blanks. What is given replaces the default.
+Option counts_option(std::string name, std::vector<std::uint32_t>* field, std::string help,
+                     std::uint32_t min = 0,
+                     std::uint32_t max = std::numeric_limits<std::uint32_t>::max());
 // CPU numbers and ranges: 0-3,8.
 Option cpus_option(std::string name, std::vector<int>* field, std::string help);
 

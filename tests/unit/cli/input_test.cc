@@ -67,6 +67,13 @@ TEST_CASE("json line: fields keep their JSON, strings their text") {
   CHECK((*fields)[2].json == "18446744073709551615");
 }
 
+TEST_CASE("json numbers: each by its path, and nothing else") {
+  const auto numbers = parse_json_numbers(R"({"a":1,"b":[{"c":2.5},"x",[3]],"d":"4","e":true})");
+  REQUIRE(numbers.ok());
+  CHECK(*numbers == std::map<std::string, double>{{"a", 1}, {"b.0.c", 2.5}, {"b.2.0", 3}});
+  CHECK_FALSE(parse_json_numbers("[1]").ok());
+}
+
 TEST_CASE("json line: what is no object is refused with one line") {
   for (const char* text : {"", "x", "[1]", "{\"a\":1} {", "{\"a\":\"\xff\"}"}) {
     const auto fields = parse_json_object(text);

@@ -15,8 +15,8 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 MAN = ROOT / "man"
 BIN = pathlib.Path(os.environ.get("KVD_BIN", ROOT / "build" / "release" / "bin"))
-PROGRAMS = ("kvd-prefill", "kvd-decode", "kvd-route", "kvd-probe")
-WITH_COMMANDS = ("kvd-route", "kvd-probe")
+PROGRAMS = ("kvd-prefill", "kvd-decode", "kvd-route", "kvd-probe", "kvd-bench")
+WITH_COMMANDS = ("kvd-route", "kvd-probe", "kvd-bench")
 GENERAL = "General"
 # Of package mandoc; not in the path of an ordinary user.
 INDEXER = "/usr/sbin/makewhatis"

@@ -21,6 +21,7 @@ struct Fields {
   Duration timeout{30'000'000'000}, dead_a{2'000'000'000}, dead_b{2'000'000'000};
   std::vector<std::string> prefills, stops;
   std::vector<int> cpus;
+  std::vector<std::uint32_t> sizes = {8, 16};
   float temperature = 1;
   int engine = 0;
 };
@@ -43,6 +44,7 @@ Program make_program(Fields* f) {
        duration_option("dead-after", {&f->dead_a, &f->dead_b}, "silence"),
        addresses_option("prefill", &f->prefills, "prefills", {"local"}),
        list_option("stop", "TEXT", &f->stops, "stop strings"), cpus_option("pin", &f->cpus, "CPUs"),
+       counts_option("sizes", &f->sizes, "sizes", 1, 64),
        real_option("temperature", "T", &f->temperature, "of the draw", 0.0F, 100.0F),
        choice_option<int>("engine", &f->engine, {{"cpu", 0}, {"mock", 1}}, "what computes")});
   command.examples = "kvd-x --model m.gguf";
@@ -92,15 +94,35 @@ void expect_usage_error(const Run& run, const std::string& message) {
 }  // namespace
 
 TEST_CASE("options: every kind of value reaches its field") {
-  const Run run = run_with({"--model",     "m.gguf",        "--listen=[::1]:0",
-                            "--insecure",  "--no-stream",   "--kv-memory",
-                            "64MiB",       "--page-size",   "64",
-                            "--timeout",   "250ms",         "--dead-after",
-                            "3s",          "--prefill",     "127.0.0.1:1",
-                            "127.0.0.1:2", "--stop",        "a, b",
-                            "--stop",      "[x]",           "--pin",
-                            "0-2,5",       "--temperature", "0.5",
-                            "--engine",    "mock"});
+  const Run run = run_with({"--model",
+                            "m.gguf",
+                            "--listen=[::1]:0",
+                            "--insecure",
+                            "--no-stream",
+                            "--kv-memory",
+                            "64MiB",
+                            "--page-size",
+                            "64",
+                            "--timeout",
+                            "250ms",
+                            "--dead-after",
+                            "3s",
+                            "--prefill",
+                            "127.0.0.1:1",
+                            "127.0.0.1:2",
+                            "--stop",
+                            "a, b",
+                            "--stop",
+                            "[x]",
+                            "--pin",
+                            "0-2,5",
+                            "--temperature",
+                            "0.5",
+                            "--engine",
+                            "mock",
+                            "--sizes",
+                            "1,64",
+                            "2"});
   CAPTURE(run.err);
   REQUIRE(run.started());
   CHECK(run.fields.model == "m.gguf");
@@ -115,6 +137,7 @@ TEST_CASE("options: every kind of value reaches its field") {
   CHECK(run.fields.prefills == std::vector<std::string>{"127.0.0.1:1", "127.0.0.1:2"});
   CHECK(run.fields.stops == std::vector<std::string>{"a, b", "[x]"});
   CHECK(run.fields.cpus == std::vector<int>{0, 1, 2, 5});
+  CHECK(run.fields.sizes == std::vector<std::uint32_t>{1, 64, 2});
   CHECK(run.fields.temperature == 0.5F);
   CHECK(run.fields.engine == 1);
 }
@@ -169,6 +192,8 @@ TEST_CASE("options: a bad value names the option, the value and the accepted for
                      "--pin: \"3-1\" is not a CPU number or range, for example 0-3,8");
   expect_usage_error(run_with({"--temperature", "nan"}),
                      "--temperature: \"nan\" is not a number from 0 to 100");
+  expect_usage_error(run_with({"--sizes", "1,65"}),
+                     "--sizes: \"65\" is not a whole number from 1 to 64");
   expect_usage_error(run_with({"--insecure=maybe"}), "--insecure: \"maybe\" is not true or false");
   expect_usage_error(run_with({}, {{"KVD_PAGE_SIZE", "x"}}),
                      "KVD_PAGE_SIZE: \"x\" is not a whole number from 32 to 4096");

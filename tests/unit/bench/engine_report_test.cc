@@ -1,0 +1,88 @@
+#include "kvd-bench/engine_report.h"
+
+#include <catch2/catch.hpp>
+#include <cstdio>
+#include <fstream>
+
+namespace kvd::tools {
+namespace {
+
+using Catch::Matchers::Contains;
+
+SpeedFigure prefill(std::uint32_t tokens, double rate) {
+  SpeedFigure figure;
+  figure.tokens = tokens;
+  figure.tok_per_s = {rate, rate - 1, rate + 1, 5};
+  return figure;
+}
+SpeedFigure decode(std::uint32_t batch, std::uint32_t context, double rate) {
+  SpeedFigure figure = prefill(0, rate);
+  figure.decode = true;
+  figure.batch = batch, figure.context = context;
+  return figure;
+}
+
+EngineReport sample_report() {
+  EngineReport report;
+  report.file = "/models/tiny.Q4_1.gguf";
+  report.threads = 2;
+  report.kernels = "avx2";
+  report.figures = {prefill(512, 1000), decode(8, 0, 500)};
+  return report;
+}
+
+// A file in the working directory of the test, removed at the end.
+struct ResultFile {
+  std::string path = "kvd_bench_result.json";
+  explicit ResultFile(const std::string& text) { std::ofstream(path) << text; }
+  ~ResultFile() { std::remove(path.c_str()); }
+};
+
+TEST_CASE("engine report: what it prints as JSON it takes for --compare") {
+  const ResultFile file(report_json(sample_report()));
+  const auto reference = read_reference(file.path);
+  REQUIRE(reference.ok());
+  CHECK(*reference == std::map<std::string, double>{{"pp512", 1000}, {"tg8_0", 500}});
+}
+
+TEST_CASE("engine report: another program's pairs are taken, their details are not") {
+  const ResultFile file(
+      R"({"pp512":203.5,"tg1_0":96,"threads":2,"detail":{"pp512":{"fa0":{"median":1}}}})");
+  const auto reference = read_reference(file.path);
+  REQUIRE(reference.ok());
+  CHECK(*reference == std::map<std::string, double>{{"pp512", 203.5}, {"tg1_0", 96}});
+}
+
+TEST_CASE("engine report: a file without figures is refused with what to give") {
+  for (const char* text : {"{}", "[]", "{\"threads\":2}", "no JSON"}) {
+    const ResultFile file(text);
+    const auto reference = read_reference(file.path);
+    REQUIRE_FALSE(reference.ok());
+    CHECK(reference.status().code() == StatusCode::kInvalidArgument);
+    CHECK_THAT(reference.status().message(), Contains(file.path));
+  }
+  CHECK_THAT(read_reference("/nonexistent.json").status().message(), Contains("cannot be opened"));
+}
+
+TEST_CASE("engine report: ratios stand beside the figures that the reference has") {
+  EngineReport report = sample_report();
+  report.reference_file = "llama.json";
+  report.reference = {{"pp512", 250}};
+  const std::string text = report_text(report);
+  CHECK_THAT(text, Contains("4.00") && Contains("tiny.Q4_1, avx2 kernels, 2 threads"));
+  CHECK_THAT(report_json(report), Contains("\"ratio\":4.0") && Contains("\"compared_with\""));
+  CHECK_THAT(report_json(sample_report()), !Contains("ratio"));
+}
+
+TEST_CASE("engine report: a disturbed figure and an early end are said in every form") {
+  EngineReport report = sample_report();
+  report.figures[0].disturbed = true;
+  report.partial = true;
+  CHECK_THAT(report_text(report), Contains("disturbed") && Contains("ended early"));
+  CHECK_THAT(report_json(report), Contains("\"disturbed\":true") && Contains("\"partial\":true"));
+  CHECK_THAT(report_csv(report), Contains("prefill,512,,,1000.00,999.00,1001.00,5,0,true"));
+  CHECK_THAT(end_event(report), Contains("\"event\":\"end\"") && Contains("\"partial\":true"));
+}
+
+}  // namespace
+}  // namespace kvd::tools

@@ -1,0 +1,202 @@
+#include "kvd-bench/engine_report.h"
+
+#include <array>
+#include <cmath>
+#include <cstdio>
+#include <fstream>
+#include <iterator>
+
+#include "cli/input.h"
+#include "cli/output.h"
+
+namespace kvd::tools {
+namespace {
+
+using cli::JsonWriter;
+
+std::string fixed(double value, int digits) {
+  std::array<char, 64> text{};
+  std::snprintf(text.data(), text.size(), "%.*f", digits, value);
+  return text.data();
+}
+
+std::string rate(double value) { return fixed(value, value < 100 ? 2 : 1); }
+
+std::string base_name(const std::string& path) {
+  std::string name = path.substr(path.find_last_of('/') + 1);
+  if (name.ends_with(".gguf")) name.resize(name.size() - 5);
+  return name;
+}
+
+// Three digits are what a median of a few samples has.
+double rounded(double value) { return std::round(value * 100) / 100; }
+
+const double* reference_of(const EngineReport& report, const SpeedFigure& figure) {
+  const auto found = report.reference.find(short_name(figure));
+  return found == report.reference.end() ? nullptr : &found->second;
+}
+
+void add_figure(JsonWriter& json, const EngineReport& report, const SpeedFigure& figure) {
+  json.begin_object();
+  if (figure.decode) {
+    json.field("batch", figure.batch).field("context", figure.context);
+    json.field("steps", figure.steps);
+  } else {
+    json.field("tokens", figure.tokens);
+  }
+  const Spread& s = figure.tok_per_s;
+  json.field("tok_per_s", rounded(s.median)).field("p10", rounded(s.p10));
+  json.field("p90", rounded(s.p90)).field("n", std::uint64_t{s.n});
+  json.field("rejected", std::uint64_t{figure.rejected}).field("disturbed", figure.disturbed);
+  if (const double* other = reference_of(report, figure)) {
+    json.field("reference_tok_per_s", *other).field("ratio", s.median / *other);
+  }
+  json.end_object();
+}
+
+void add_head(JsonWriter& json, const EngineReport& report) {
+  json.field("model", base_name(report.file)).field("file", report.file);
+  json.field("threads", report.threads).field("kernels", report.kernels);
+}
+
+void add_body(JsonWriter& json, const EngineReport& report) {
+  add_head(json, report);
+  for (const bool decode : {false, true}) {
+    json.key(decode ? "decode" : "prefill").begin_array();
+    for (const SpeedFigure& figure : report.figures) {
+      if (figure.decode == decode) add_figure(json, report, figure);
+    }
+    json.end_array();
+  }
+  if (!report.reference_file.empty()) json.field("compared_with", report.reference_file);
+  json.field("partial", report.partial);
+}
+
+std::string finished(JsonWriter& json) { return json.end_object().take() + "\n"; }
+
+// From "prefill.0.tokens" and its neighbours.
+void add_own(const std::map<std::string, double>& numbers, std::map<std::string, double>* out) {
+  const auto at = [&](const std::string& key) -> std::optional<double> {
+    const auto found = numbers.find(key);
+    return found == numbers.end() ? std::nullopt : std::optional(found->second);
+  };
+  for (const bool decode : {false, true}) {
+    for (std::size_t i = 0;; ++i) {
+      const std::string prefix = (decode ? "decode." : "prefill.") + std::to_string(i) + ".";
+      const auto speed = at(prefix + "tok_per_s");
+      if (!speed) break;
+      SpeedFigure figure;
+      figure.decode = decode;
+      figure.tokens = static_cast<std::uint32_t>(at(prefix + "tokens").value_or(0));
+      figure.batch = static_cast<std::uint32_t>(at(prefix + "batch").value_or(0));
+      figure.context = static_cast<std::uint32_t>(at(prefix + "context").value_or(0));
+      (*out)[short_name(figure)] = *speed;
+    }
+  }
+}
+
+bool is_short_name(const std::string& name) {
+  const bool prefill = name.rfind("pp", 0) == 0;
+  return (prefill || name.rfind("tg", 0) == 0) && name.size() > 2 &&
+         name.find_first_not_of(prefill ? "0123456789" : "0123456789_", 2) == std::string::npos;
+}
+
+}  // namespace
+
+std::string short_name(const SpeedFigure& figure) {
+  return figure.decode ? "tg" + std::to_string(figure.batch) + "_" + std::to_string(figure.context)
+                       : "pp" + std::to_string(figure.tokens);
+}
+
+Result<std::map<std::string, double>> read_reference(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) return invalid_argument("--compare " + path + ": cannot be opened");
+  std::string text(std::istreambuf_iterator<char>(file), {});
+  if (text.size() > cli::kMaxInputBytes) {
+    return invalid_argument("--compare " + path + ": longer than 16 MiB");
+  }
+  const auto numbers = cli::parse_json_numbers(text);
+  if (!numbers.ok()) return numbers.status().with_context("--compare " + path);
+  std::map<std::string, double> reference;
+  add_own(*numbers, &reference);
+  for (const auto& [name, value] : *numbers) {
+    if (is_short_name(name)) reference[name] = value;
+  }
+  if (reference.empty()) {
+    return invalid_argument("--compare " + path +
+                            ": no figures in it; give a result of kvd-bench engine --json, or an "
+                            "object with numbers named as pp512 or tg8_0");
+  }
+  return reference;
+}
+
+std::string report_text(const EngineReport& report) {
+  std::vector<std::string> header = {"", "tok/s", "p10", "p90", "n"};
+  if (!report.reference.empty()) {
+    header.emplace_back("reference");
+    header.emplace_back("ratio");
+  }
+  header.emplace_back("");
+  cli::TableWriter table(header);
+  for (const SpeedFigure& figure : report.figures) {
+    const Spread& s = figure.tok_per_s;
+    std::vector<std::string> row = {figure.name(), rate(s.median), rate(s.p10), rate(s.p90),
+                                    std::to_string(s.n)};
+    if (!report.reference.empty()) {
+      const double* other = reference_of(report, figure);
+      row.push_back(other != nullptr ? rate(*other) : "-");
+      row.push_back(other != nullptr ? fixed(s.median / *other, 2) : "-");
+    }
+    row.emplace_back(figure.disturbed ? "disturbed by other processes" : "");
+    table.add_row(std::move(row));
+  }
+  std::string text = base_name(report.file) + ", " + report.kernels + " kernels, " +
+                     std::to_string(report.threads) + " threads\n" + table.render();
+  if (report.partial) text += "ended early: not all figures were measured\n";
+  return text;
+}
+
+std::string report_json(const EngineReport& report) {
+  JsonWriter json;
+  json.begin_object();
+  add_body(json, report);
+  return json.end_object().take();
+}
+
+std::string report_csv(const EngineReport& report) {
+  std::string text = "phase,tokens,batch,context,tok_per_s,p10,p90,n,rejected,disturbed\n";
+  for (const SpeedFigure& figure : report.figures) {
+    const Spread& s = figure.tok_per_s;
+    text += figure.decode
+                ? "decode,," + std::to_string(figure.batch) + "," + std::to_string(figure.context)
+                : "prefill," + std::to_string(figure.tokens) + ",,";
+    text += "," + fixed(s.median, 2) + "," + fixed(s.p10, 2) + "," + fixed(s.p90, 2) + "," +
+            std::to_string(s.n) + "," + std::to_string(figure.rejected) + "," +
+            (figure.disturbed ? "true" : "false") + "\n";
+  }
+  return text;
+}
+
+std::string start_event(const EngineReport& report) {
+  JsonWriter json;
+  json.begin_object().field("event", "start");
+  add_head(json, report);
+  return finished(json);
+}
+
+std::string result_event(const EngineReport& report, const SpeedFigure& figure) {
+  JsonWriter json;
+  json.begin_object().field("event", "result");
+  json.field("phase", figure.decode ? "decode" : "prefill").key("figure");
+  add_figure(json, report, figure);
+  return finished(json);
+}
+
+std::string end_event(const EngineReport& report) {
+  JsonWriter json;
+  json.begin_object().field("event", "end");
+  add_body(json, report);
+  return finished(json);
+}
+
+}  // namespace kvd::tools

@@ -1,0 +1,85 @@
+// What the two processes of `kvd-bench pages` tell each other besides KV: memory that both map, and a
+// socket whose bytes wake the other side. The measured path does not use it: the sender only stores
+// its times here.
+//
+// The receiver (the parent, which drives) gives commands one at a time; the sender answers.
+#pragma once
+
+#include <array>
+#include <atomic>
+#include <cstdint>
+
+#include "base/clock.h"
+#include "base/status.h"
+#include "fabric/fabric.h"
+
+namespace kvd::tools {
+
+constexpr std::size_t kMaxText = 512;
+constexpr std::size_t kRequestSlots = 1 << 16;
+
+// One request as the sender saw it, on its clock. `room` is stored last.
+struct SenderTimes {
+  std::atomic<std::uint64_t> room{0};
+  std::int64_t started_ns = 0;   // Allocate was there and the source pages leased
+  std::int64_t computed_ns = 0;  // all pages were handed over
+  std::int64_t over_ns = 0;
+  std::int64_t transfer_total_ns = 0, transfer_exposed_ns = 0;
+  std::uint64_t bytes = 0, writes = 0;
+};
+
+// Plain writes: `count` of `pieces` pieces each.
+struct PlainOrder {
+  std::uint64_t write_bytes = 0;
+  std::uint32_t pieces = 1, depth = 1, count = 0, seed = 0;
+};
+
+// kSync: answered when no room is left.
+enum class Order : std::uint32_t { kNone, kPlain, kVerifyOn, kVerifyOff, kSync, kExit };
+
+struct Mailbox {
+  // Set-up, written once by each side before it says so with a byte on the socket.
+  std::array<char, kMaxText> control{};        // the sender's control address
+  std::array<char, kMaxText> failure{};        // why the sender ended; empty: it did not
+  std::array<char, kMaxText> target_address{};  // of plain writes, bytes
+  std::uint32_t target_address_bytes = 0;
+  fabric::RemoteRegion target_region;
+  std::uint64_t target_bytes = 0;
+
+  std::atomic<std::uint32_t> ordered{0}, done{0};
+  Order order = Order::kNone;
+  PlainOrder plain;
+  std::int64_t plain_began_ns = 0;  // first write posted
+
+  std::atomic<std::uint64_t> requests{0};  // entries of `times` that were written, ever
+  std::array<SenderTimes, kRequestSlots> times;
+};
+
+// Owns the mapping and one end of the socket each; made before fork(). One thread a side.
+class MailboxPair {
+ public:
+  static Result<MailboxPair> make();
+  MailboxPair(MailboxPair&& other) noexcept;
+  MailboxPair& operator=(MailboxPair&&) = delete;
+  ~MailboxPair();
+
+  Mailbox& box() const { return *box_; }
+  // After fork(): keeps one end.
+  void be_parent();
+  void be_child();
+  int fd() const { return mine_; }
+  void wake() const;
+  // Takes the bytes that are there. False: the other side has gone.
+  bool drain() const;
+  // Blocks until the other side woke us; kUnavailable when it has gone, kDeadline.
+  Status wait(Duration timeout) const;
+
+ private:
+  MailboxPair() = default;
+  Mailbox* box_ = nullptr;
+  int parent_ = -1, child_ = -1, mine_ = -1;
+};
+
+void put_text(std::array<char, kMaxText>* field, const std::string& text);
+
+}  // namespace kvd::tools

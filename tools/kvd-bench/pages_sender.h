@@ -1,0 +1,21 @@
+// The sending process of `kvd-bench pages`: the daemons' KvSender behind a real control channel, with
+// an engine that is done at once; and the writer of plain writes beside it.
+#pragma once
+
+#include "kvd-bench/pages_mailbox.h"
+#include "kvd-bench/pages_options.h"
+
+namespace kvd::tools {
+
+// Serves until the order to exit, or until the other process has gone. Returns the exit code; why it
+// failed is in the mailbox. `isolated`: the record waits for the delivery of its pages, as on a
+// provider that keeps no order.
+int run_pages_sender(const PagesPlan& plan, const std::string& provider, bool isolated,
+                     MailboxPair* mailbox);
+
+// Words of a page that tell its room, its place in the prompt and their own place.
+void fill_pattern(std::byte* page, std::uint64_t bytes, std::uint64_t room, std::uint32_t ordinal);
+bool check_pattern(const std::byte* page, std::uint64_t bytes, std::uint64_t room,
+                   std::uint32_t ordinal);
+
+}  // namespace kvd::tools
