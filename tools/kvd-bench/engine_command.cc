@@ -119,6 +119,14 @@ Status Bench::run() {
   runs_ = std::move(*runs);
   report_.kernels = runs_->kernels();
   report_.cost = runs_->cost();
+  {
+    cli::Progress progress("limits of the host", 0);
+    progress.update(0);
+    auto ceilings = measure_ceilings(report_.kernels, options_.threads, options_.pin,
+                                     report_.cost.step_bytes, [this] { return over(); });
+    if (!ceilings.ok()) return ceilings.status();
+    report_.ceilings = *ceilings;
+  }
   if (options_.ndjson) KVD_RETURN_IF_ERROR(cli::write_out(start_event(report_)));
   for (const std::uint32_t prompt : options_.prompts) {
     KVD_RETURN_IF_ERROR(measure(prompt, 0, 0));

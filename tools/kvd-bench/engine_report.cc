@@ -48,6 +48,9 @@ void add_figure(JsonWriter& json, const EngineReport& report, const SpeedFigure&
   json.field("tok_per_s", rounded(s.median)).field("p10", rounded(s.p10));
   json.field("p90", rounded(s.p90)).field("n", std::uint64_t{s.n});
   json.field("rejected", std::uint64_t{figure.rejected}).field("disturbed", figure.disturbed);
+  if (const Share share = share_of(report, figure); share.part > 0) {
+    json.field("limit", share.of).field("share_of_limit", share.part);
+  }
   if (const double* other = reference_of(report, figure)) {
     json.field("reference_tok_per_s", *other).field("ratio", s.median / *other);
   }
@@ -59,8 +62,22 @@ void add_head(JsonWriter& json, const EngineReport& report) {
   json.field("threads", report.threads).field("kernels", report.kernels);
 }
 
+void add_ceilings(JsonWriter& json, const EngineReport& report) {
+  const Ceilings& c = report.ceilings;
+  json.key("ceilings").begin_object();
+  json.field("memory_bytes_per_s", c.memory_bytes_per_s);
+  json.field("weights_bytes_per_s", c.weights_bytes_per_s);
+  json.field("int8_macs_per_s", c.int8_macs_per_s).field("fp32_macs_per_s", c.fp32_macs_per_s);
+  if (c.bf16_macs_per_s > 0) json.field("bf16_macs_per_s", c.bf16_macs_per_s);
+  json.end_object();
+  json.key("cost").begin_object().field("linear_macs_per_token", report.cost.linear_macs);
+  json.field("weight_bytes_per_step", report.cost.step_bytes);
+  json.field("kv_bytes_per_token", report.cost.kv_token_bytes).end_object();
+}
+
 void add_body(JsonWriter& json, const EngineReport& report) {
   add_head(json, report);
+  add_ceilings(json, report);
   for (const bool decode : {false, true}) {
     json.key(decode ? "decode" : "prefill").begin_array();
     for (const SpeedFigure& figure : report.figures) {
@@ -108,6 +125,22 @@ std::string short_name(const SpeedFigure& figure) {
                        : "pp" + std::to_string(figure.tokens);
 }
 
+Share share_of(const EngineReport& report, const SpeedFigure& figure) {
+  const Ceilings& c = report.ceilings;
+  const double rate = figure.tok_per_s.median;
+  if (!figure.decode) {
+    const double macs = rate * static_cast<double>(report.cost.linear_macs);
+    if (c.bf16_macs_per_s > 0) return {"bf16", macs / c.bf16_macs_per_s};
+    return c.int8_macs_per_s > 0 ? Share{"int8", macs / c.int8_macs_per_s} : Share{};
+  }
+  if (c.weights_bytes_per_s <= 0) return {};
+  // Of a run whose steps see context, context + 1, ... tokens.
+  const double seen = figure.context + (figure.steps + 1) / 2.0;
+  const double kv = seen * figure.batch * static_cast<double>(report.cost.kv_token_bytes);
+  const double bytes = static_cast<double>(report.cost.step_bytes) + kv;
+  return {"memory", rate / figure.batch * bytes / c.weights_bytes_per_s};
+}
+
 Result<std::map<std::string, double>> read_reference(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
   if (!file) return invalid_argument("--compare " + path + ": cannot be opened");
@@ -131,7 +164,7 @@ Result<std::map<std::string, double>> read_reference(const std::string& path) {
 }
 
 std::string report_text(const EngineReport& report) {
-  std::vector<std::string> header = {"", "tok/s", "p10", "p90", "n"};
+  std::vector<std::string> header = {"", "tok/s", "p10", "p90", "n", "of limit"};
   if (!report.reference.empty()) {
     header.emplace_back("reference");
     header.emplace_back("ratio");
@@ -142,6 +175,8 @@ std::string report_text(const EngineReport& report) {
     const Spread& s = figure.tok_per_s;
     std::vector<std::string> row = {figure.name(), rate(s.median), rate(s.p10), rate(s.p90),
                                     std::to_string(s.n)};
+    const Share share = share_of(report, figure);
+    row.push_back(share.part > 0 ? fixed(share.part * 100, 0) + " % " + share.of : "-");
     if (!report.reference.empty()) {
       const double* other = reference_of(report, figure);
       row.push_back(other != nullptr ? rate(*other) : "-");
@@ -152,6 +187,18 @@ std::string report_text(const EngineReport& report) {
   }
   std::string text = base_name(report.file) + ", " + report.kernels + " kernels, " +
                      std::to_string(report.threads) + " threads\n" + table.render();
+  const Ceilings& c = report.ceilings;
+  if (c.memory_bytes_per_s > 0) {
+    text += "limits: " + fixed(c.memory_bytes_per_s / 1e9, 1) + " GB/s of memory, " +
+            fixed(c.weights_bytes_per_s / 1e9, 1) + " GB/s over the weights of a step (" +
+            fixed(static_cast<double>(report.cost.step_bytes) / 1e6, 1) + " MB)";
+    if (c.int8_macs_per_s > 0) {
+      text += ", " + fixed(c.int8_macs_per_s / 1e9, 0) + " GMAC/s int8, " +
+              fixed(c.fp32_macs_per_s / 1e9, 0) + " fp32";
+    }
+    if (c.bf16_macs_per_s > 0) text += ", " + fixed(c.bf16_macs_per_s / 1e9, 0) + " bf16";
+    text += "\n";
+  }
   if (report.partial) text += "ended early: not all figures were measured\n";
   return text;
 }

@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "kvd-bench/engine_ceilings.h"
 #include "kvd-bench/engine_runs.h"
 
 namespace kvd::tools {
@@ -14,6 +15,7 @@ struct EngineReport {
   std::uint32_t threads = 0;
   std::string kernels;
   ModelCost cost;
+  Ceilings ceilings;
   std::vector<SpeedFigure> figures;
   bool partial = false;  // --max-time or a signal ended it
   std::string reference_file;
@@ -22,6 +24,15 @@ struct EngineReport {
 
 // The name by which two results are matched: "pp512", "tg8_0" (batch 8, context 0).
 std::string short_name(const SpeedFigure& figure);
+
+// Which part of a ceiling a figure reaches; 0 where none is known.
+struct Share {
+  const char* of = "";  // "memory", "int8", "bf16"
+  double part = 0;
+};
+// Decode: bytes of weights and KV that a step reads. Prefill: products of the layers' matrices,
+// with the time of attention in it: a lower bound for the matrices.
+Share share_of(const EngineReport& report, const SpeedFigure& figure);
 
 // An earlier result: a document of `kvd-bench engine --json`, or an object that has numbers by
 // their short names. kInvalidArgument: it cannot be read, or has no such figure.

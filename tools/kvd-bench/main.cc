@@ -4,13 +4,14 @@
 #include "cli/exit_code.h"
 #include "cli/program.h"
 #include "kvd-bench/engine_command.h"
+#include "kvd-bench/pages_command.h"
 #include "kvd-bench/verb.h"
 
 namespace kvd::tools {
 namespace {
 
 int bench_main(int argc, const char* const* argv) {
-  const std::vector<Verb> verbs = {engine_verb()};
+  const std::vector<Verb> verbs = {engine_verb(), pages_verb()};
   cli::Program program;
   program.name = kBenchProgram;
   program.summary = "measure the engine and the transfer of KV";

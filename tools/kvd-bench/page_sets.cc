@@ -22,7 +22,8 @@ std::vector<std::vector<PageIndex>> PageSets::deal(std::uint32_t sets, double fr
   PageIndex next = 0;
   std::uint32_t last = sets;  // whose run ended at `next`
   while (!order.empty()) {
-    for (std::size_t i = order.size() - 1; i > 0; --i) std::swap(order[i], order[rng->below(i + 1)]);
+    for (std::size_t i = order.size() - 1; i > 0; --i)
+      std::swap(order[i], order[rng->below(i + 1)]);
     for (const std::uint32_t set : order) {
       if (set == last) ++next;
       std::vector<PageIndex>& pages = out[set];

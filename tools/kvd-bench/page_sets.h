@@ -1,6 +1,6 @@
-// Which pages the next requests get. A pool that serves a model for hours is in pieces; a new one is
-// not. This keeps all pages of a pool leased except those of a few sets, and opens another set for
-// each request that ends: every request gets the places that the fragmentation asks for, and
+// Which pages the next requests get. A pool that serves a model for hours is in pieces; a new one
+// is not. This keeps all pages of a pool leased except those of a few sets, and opens another set
+// for each request that ends: every request gets the places that the fragmentation asks for, and
 // different ones each time.
 //
 // Fragmentation 0: each set is one run of pages. 1: no two pages of a set are neighbours. Between:
@@ -34,7 +34,8 @@ class PageSets {
   void rotate(TimePoint now);
 
  private:
-  std::vector<std::vector<PageIndex>> deal(std::uint32_t sets, double fragmentation, Rng* rng) const;
+  std::vector<std::vector<PageIndex>> deal(std::uint32_t sets, double fragmentation,
+                                           Rng* rng) const;
 
   kv::PagePool* pool_;
   std::uint32_t pages_per_set_;

@@ -14,10 +14,12 @@ class UnorderedDomain final : public fabric::Domain {
     capabilities_.write_after_write = false;
   }
   const fabric::Capabilities& capabilities() const override { return capabilities_; }
-  Result<std::unique_ptr<fabric::Endpoint>> open_endpoint() override { return domain_->open_endpoint(); }
-  Result<std::unique_ptr<fabric::MemoryRegion>> register_memory(std::byte* data, std::uint64_t bytes,
-                                                                bool remote_write,
-                                                                fabric::Endpoint* endpoint) override {
+  Result<std::unique_ptr<fabric::Endpoint>> open_endpoint() override {
+    return domain_->open_endpoint();
+  }
+  Result<std::unique_ptr<fabric::MemoryRegion>> register_memory(
+      std::byte* data, std::uint64_t bytes, bool remote_write,
+      fabric::Endpoint* endpoint) override {
     return domain_->register_memory(data, bytes, remote_write, endpoint);
   }
 
@@ -47,7 +49,8 @@ Result<std::unique_ptr<fabric::Domain>> open_pages_domain(const PagesOptions& op
   return std::unique_ptr<fabric::Domain>(std::make_unique<UnorderedDomain>(std::move(*domain)));
 }
 
-transfer::TransferOptions pages_transfer_options(const PagesPlan& plan, const std::string& provider) {
+transfer::TransferOptions pages_transfer_options(const PagesPlan& plan,
+                                                 const std::string& provider) {
   transfer::TransferOptions out;
   out.model = plan.shape.name;
   out.fingerprint = pages_fingerprint(plan);

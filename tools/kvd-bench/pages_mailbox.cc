@@ -15,14 +15,17 @@ namespace kvd::tools {
 
 Result<MailboxPair> MailboxPair::make() {
   MailboxPair out;
-  void* memory = mmap(nullptr, sizeof(Mailbox), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  void* memory =
+      mmap(nullptr, sizeof(Mailbox), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
   if (memory == MAP_FAILED) {
-    return Status(StatusCode::kResourceExhausted, std::string("cannot map memory: ") + strerror(errno));
+    return Status(StatusCode::kResourceExhausted,
+                  std::string("cannot map memory: ") + strerror(errno));
   }
   out.box_ = new (memory) Mailbox;
   int fds[2];
   if (socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0, fds) != 0) {
-    return Status(StatusCode::kResourceExhausted, std::string("cannot open sockets: ") + strerror(errno));
+    return Status(StatusCode::kResourceExhausted,
+                  std::string("cannot open sockets: ") + strerror(errno));
   }
   out.parent_ = fds[0];
   out.child_ = fds[1];

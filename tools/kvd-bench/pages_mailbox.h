@@ -1,6 +1,6 @@
-// What the two processes of `kvd-bench pages` tell each other besides KV: memory that both map, and a
-// socket whose bytes wake the other side. The measured path does not use it: the sender only stores
-// its times here.
+// What the two processes of `kvd-bench pages` tell each other besides KV: memory that both map, and
+// a socket whose bytes wake the other side. The measured path does not use it: the sender only
+// stores its times here.
 //
 // The receiver (the parent, which drives) gives commands one at a time; the sender answers.
 #pragma once
@@ -25,7 +25,7 @@ struct SenderTimes {
   std::int64_t computed_ns = 0;  // all pages were handed over
   std::int64_t over_ns = 0;
   std::int64_t transfer_total_ns = 0, transfer_exposed_ns = 0;
-  std::uint64_t bytes = 0, writes = 0;
+  std::uint64_t bytes = 0, writes = 0, pieces = 0;
 };
 
 // Plain writes: `count` of `pieces` pieces each.
@@ -39,8 +39,8 @@ enum class Order : std::uint32_t { kNone, kPlain, kVerifyOn, kVerifyOff, kSync, 
 
 struct Mailbox {
   // Set-up, written once by each side before it says so with a byte on the socket.
-  std::array<char, kMaxText> control{};        // the sender's control address
-  std::array<char, kMaxText> failure{};        // why the sender ended; empty: it did not
+  std::array<char, kMaxText> control{};         // the sender's control address
+  std::array<char, kMaxText> failure{};         // why the sender ended; empty: it did not
   std::array<char, kMaxText> target_address{};  // of plain writes, bytes
   std::uint32_t target_address_bytes = 0;
   fabric::RemoteRegion target_region;

@@ -23,7 +23,7 @@ struct PagesOptions {
 
   std::string provider, fabric_addr = "127.0.0.1", device;
   std::uint32_t concurrency = 4;
-  std::optional<double> rate;  // requests a second, open loop
+  std::optional<double> rate;    // requests a second, open loop
   std::uint64_t pool_bytes = 0;  // 0: chosen
   transfer::Digest digest = transfer::Digest::kSample;
   bool spin = false;

@@ -84,8 +84,8 @@ Status PagesSender::start(const std::string& provider, bool isolated) {
   pool_ = std::make_unique<kv::PagePool>(plan_.layout, buffer_.data(), plan_.pool_pages);
   Rng places(plan_.options.seed + 1);
   sets_ = std::make_unique<PageSets>(pool_.get(), plan_.sets, plan_.pages_each,
-                                     plan_.options.concurrency, plan_.options.fragmentation, &places,
-                                     clock_.now());
+                                     plan_.options.concurrency, plan_.options.fragmentation,
+                                     &places, clock_.now());
   auto domain = open_pages_domain(plan_.options, provider, isolated);
   if (!domain.ok()) return domain.status();
   domain_ = std::move(*domain);
@@ -102,7 +102,8 @@ Status PagesSender::start(const std::string& provider, bool isolated) {
   sender_ = std::make_unique<transfer::KvSender>(
       pages_transfer_options(plan_, provider), pool_.get(), messenger_.get(),
       std::vector<fabric::Domain*>{domain_.get()}, &clock_, &rng_, nullptr, this);
-  plain_ = std::make_unique<PlainWriter>(domain_.get(), buffer_.data(), pool_->memory_bytes(), &clock_);
+  plain_ =
+      std::make_unique<PlainWriter>(domain_.get(), buffer_.data(), pool_->memory_bytes(), &clock_);
 
   Mailbox& box = mailbox_->box();
   put_text(&box.control, channel_->address());
@@ -140,7 +141,8 @@ bool PagesSender::take_order() {
     return false;
   }
   order_ = mailbox_->box().order;
-  if (order_ == Order::kVerifyOn || order_ == Order::kVerifyOff) verify_ = order_ == Order::kVerifyOn;
+  if (order_ == Order::kVerifyOn || order_ == Order::kVerifyOff)
+    verify_ = order_ == Order::kVerifyOn;
   if (order_ == Order::kExit) exit_ = true;
   if (order_ == Order::kPlain) {
     failure_ = plain_->start(mailbox_->box().plain);
@@ -178,7 +180,8 @@ bool PagesSender::step_kv() {
   for (const Job& job : taken_) {
     if (verify_) {
       for (std::uint32_t i = 0; i < job.job.pages.size(); ++i) {
-        fill_pattern(pool_->page(job.job.pages[i]), plan_.layout.page_bytes(), job.job.room.value, i);
+        fill_pattern(pool_->page(job.job.pages[i]), plan_.layout.page_bytes(), job.job.room.value,
+                     i);
       }
     }
     computed_[job.job.room] = {job.started, clock_.now()};
@@ -215,6 +218,7 @@ void PagesSender::room_over(RoomId room, const transfer::SenderOutcome& outcome)
   times.transfer_exposed_ns = outcome.transfer_exposed.count();
   times.bytes = outcome.bytes;
   times.writes = outcome.writes;
+  times.pieces = outcome.pieces;
   times.room.store(room.value, std::memory_order_release);
   box.requests.fetch_add(1, std::memory_order_release);
   computed_.erase(it);
@@ -241,7 +245,8 @@ void PagesSender::wait_fds(std::vector<int>* out) const {
 bool PagesSender::may_wait() {
   Mailbox& box = mailbox_->box();
   // A byte without an order is the other side's end.
-  if (order_ == Order::kNone && box.ordered.load() == box.done.load() && !mailbox_->drain()) exit_ = true;
+  if (order_ == Order::kNone && box.ordered.load() == box.done.load() && !mailbox_->drain())
+    exit_ = true;
   if (exit_ || !jobs_.empty()) return false;
   if (order_ == Order::kNone && box.ordered.load() != box.done.load()) return false;
   return order_ == Order::kPlain ? plain_->may_wait() : sender_->may_wait();

@@ -19,7 +19,7 @@ constexpr std::uint64_t kElements = 64;  // of a page of one layer: K, V and 32 
 
 const std::vector<ModelShape>& shapes() {
   static const std::vector<ModelShape> all = {
-      {"SmolLM2-135M", 30, 3, 64, 0}, {"Llama-3.1-8B", 32, 8, 128, 0},
+      {"SmolLM2-135M", 30, 3, 64, 0},   {"Llama-3.1-8B", 32, 8, 128, 0},
       {"Llama-3.1-70B", 80, 8, 128, 0}, {"Qwen3-32B", 64, 8, 128, 0},
       {"DeepSeek-V3", 61, 0, 0, 576},
   };
@@ -27,7 +27,8 @@ const std::vector<ModelShape>& shapes() {
 }
 
 std::string lower(std::string text) {
-  std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) { return std::tolower(c); });
+  std::transform(text.begin(), text.end(), text.begin(),
+                 [](unsigned char c) { return std::tolower(c); });
   return text;
 }
 
@@ -85,17 +86,18 @@ Result<ModelShape> read_model_config(const std::string& path) {
     shape.head_dim = number("head_dim");
     if (shape.head_dim == 0 && heads != 0) shape.head_dim = number("hidden_size") / heads;
   }
-  const char* missing = shape.layers == 0                             ? "num_hidden_layers"
+  const char* missing = shape.layers == 0                          ? "num_hidden_layers"
                         : shape.latent == 0 && shape.kv_heads == 0 ? "num_attention_heads"
                         : shape.latent == 0 && shape.head_dim == 0 ? "hidden_size"
-                                                                      : nullptr;
+                                                                   : nullptr;
   if (missing != nullptr) {
     return invalid_argument("--model-config " + path + ": " + missing + " is missing or no number");
   }
   return shape;
 }
 
-Result<kv::KvLayout> rank_layout(const ModelShape& shape, std::uint32_t tp, std::uint32_t page_size) {
+Result<kv::KvLayout> rank_layout(const ModelShape& shape, std::uint32_t tp,
+                                 std::uint32_t page_size) {
   kv::KvLayout layout;
   layout.layers = shape.layers;
   layout.page_size = page_size;
@@ -130,8 +132,8 @@ Result<kv::KvLayout> plain_layout(std::uint64_t page_bytes) {
 }
 
 Result<TokenLengths> TokenLengths::parse(const std::string& text) {
-  const Status wrong = invalid_argument("--tokens " + text +
-                                        ": give a number, LOW-HIGH, or lognormal:MEDIAN:SIGMA");
+  const Status wrong =
+      invalid_argument("--tokens " + text + ": give a number, LOW-HIGH, or lognormal:MEDIAN:SIGMA");
   TokenLengths out;
   out.text_ = text;
   constexpr std::string_view kLognormal = "lognormal:";
@@ -143,7 +145,8 @@ Result<TokenLengths> TokenLengths::parse(const std::string& text) {
     double sigma = 0;
     const char* end = rest.data() + rest.size();
     const auto [at, error] = std::from_chars(rest.data() + colon + 1, end, sigma);
-    if (!median || *median == 0 || error != std::errc() || at != end || !(sigma > 0 && sigma <= 2)) {
+    if (!median || *median == 0 || error != std::errc() || at != end ||
+        !(sigma > 0 && sigma <= 2)) {
       return wrong;
     }
     out.median_ = *median;
@@ -157,7 +160,8 @@ Result<TokenLengths> TokenLengths::parse(const std::string& text) {
   }
   const auto dash = text.find('-');
   const auto low = to_number(std::string_view(text).substr(0, dash));
-  const auto high = dash == std::string::npos ? low : to_number(std::string_view(text).substr(dash + 1));
+  const auto high =
+      dash == std::string::npos ? low : to_number(std::string_view(text).substr(dash + 1));
   if (!low || !high || *low == 0 || *low > *high || *high > kMostTokens) return wrong;
   out.low_ = *low;
   out.high_ = *high;

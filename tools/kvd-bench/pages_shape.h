@@ -1,6 +1,7 @@
 // What a transfer looks like: the KV layout of one rank of a model, and how long prompts are.
 //
-// Dimensions of the built-in shapes are those of the models' config.json on Hugging Face. One thread.
+// Dimensions of the built-in shapes are those of the models' config.json on Hugging Face. One
+// thread.
 #pragma once
 
 #include <cstdint>
@@ -13,8 +14,8 @@
 
 namespace kvd::tools {
 
-// A model's KV as it is cached. With MLA (DeepSeek) a token has one latent for all heads of a layer,
-// `latent` elements, which every rank of a tensor-parallel group holds whole.
+// A model's KV as it is cached. With MLA (DeepSeek) a token has one latent for all heads of a
+// layer, `latent` elements, which every rank of a tensor-parallel group holds whole.
 struct ModelShape {
   std::string name;
   std::uint32_t layers = 0, kv_heads = 0, head_dim = 0;
@@ -28,7 +29,8 @@ Result<ModelShape> find_shape(const std::string& name);
 Result<ModelShape> read_model_config(const std::string& path);
 // The layout of one of `tp` ranks: KV heads are divided, and repeated where there are fewer of them
 // than ranks; latents are not divided. kInvalidArgument when heads cannot be divided evenly.
-Result<kv::KvLayout> rank_layout(const ModelShape& shape, std::uint32_t tp, std::uint32_t page_size);
+Result<kv::KvLayout> rank_layout(const ModelShape& shape, std::uint32_t tp,
+                                 std::uint32_t page_size);
 // One layer, pages of `page_bytes`: a multiple of 128. kInvalidArgument.
 Result<kv::KvLayout> plain_layout(std::uint64_t page_bytes);
 

@@ -7,8 +7,8 @@ namespace {
 constexpr std::size_t kPlaces = 4096;
 }  // namespace
 
-PlainWriter::PlainWriter(fabric::Domain* domain, const std::byte* source, std::uint64_t source_bytes,
-                         const Clock* clock)
+PlainWriter::PlainWriter(fabric::Domain* domain, const std::byte* source,
+                         std::uint64_t source_bytes, const Clock* clock)
     : domain_(domain), source_(source), source_bytes_(source_bytes), clock_(clock) {}
 
 Status PlainWriter::connect(const fabric::FabricAddress& target, const fabric::RemoteRegion& region,
@@ -28,8 +28,9 @@ Status PlainWriter::start(const PlainOrder& order) {
   const fabric::Capabilities& capabilities = domain_->capabilities();
   const std::uint64_t piece = order.pieces == 0 ? 0 : order.write_bytes / order.pieces;
   if (piece == 0 || order.pieces > std::min<std::size_t>(capabilities.iov_limit, kMostPieces) ||
-      order.pieces > capabilities.rma_iov_limit || order.write_bytes > capabilities.max_write_bytes ||
-      piece > source_bytes_ || piece > target_bytes_ || order.depth == 0 || order.count == 0) {
+      order.pieces > capabilities.rma_iov_limit ||
+      order.write_bytes > capabilities.max_write_bytes || piece > source_bytes_ ||
+      piece > target_bytes_ || order.depth == 0 || order.count == 0) {
     return invalid_argument("plain writes of this size cannot be posted");
   }
   order_ = order;

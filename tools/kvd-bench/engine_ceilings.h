@@ -1,0 +1,30 @@
+// What this host can do at most, measured with all threads: what a step's bytes and products are
+// set against.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+
+namespace kvd::tools {
+
+// 0 where the instruction set in use has no such instruction.
+struct Ceilings {
+  double memory_bytes_per_s = 0;   // reading 1 GiB on huge pages
+  double weights_bytes_per_s = 0;  // reading as much as a decode step's weights, again and again:
+                                   // more, where part of it stays in a cache
+  double int8_macs_per_s = 0;      // the products that the int8 kernels are made of
+  double fp32_macs_per_s = 0;
+  double bf16_macs_per_s = 0;  // AMX tiles
+};
+
+// `kernels`: the name of the path in use, whose instructions are timed. `stop`: true ends it early,
+// with zeros for the rest. kResourceExhausted: no memory for the buffer.
+Result<Ceilings> measure_ceilings(const std::string& kernels, std::uint32_t threads,
+                                  const std::vector<int>& pin, std::uint64_t weight_bytes,
+                                  const std::function<bool()>& stop);
+
+}  // namespace kvd::tools

@@ -1,0 +1,220 @@
+#include "kvd-bench/pages_run.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+
+#include "common/measure.h"
+#include "kvd-bench/pages_domain.h"
+
+namespace kvd::tools {
+namespace {
+
+constexpr std::uint64_t kMib = 1u << 20;
+constexpr double kGib = 1u << 30;
+constexpr int kDepthRounds = 5;
+constexpr std::size_t kPairsPerMib = 4;  // a round at 1 MiB after so many pairs
+constexpr std::size_t kPairsPerVerify = 16;
+constexpr std::uint32_t kIsolatedRequests = 300;
+
+class PagesRun {
+ public:
+  PagesRun(const PagesPlan& plan, const PagesWatch& watch)
+      : watch_(watch), end_(clock_.now() + plan.options.max_time) {
+    out_.plan = plan;
+  }
+  Status run();
+  PagesResult take() { return std::move(out_); }
+
+ private:
+  bool over() const { return clock_.now() >= end_ || (watch_.stop && watch_.stop()); }
+  Status open();
+  Status shape_ceiling();
+  Status choose_depth();
+  Status pairs();
+  Status one_pair();
+  Status isolated();
+  Status verify();
+  Result<KvRound> kv_round();
+  Result<PlainRound> plain_round(PlainOrder order);
+  bool tight() const;
+
+  const PagesWatch& watch_;
+  const SteadyClock clock_;
+  const TimePoint end_;
+  std::unique_ptr<PagesPair> pair_;
+  PagesResult out_;
+  std::uint64_t round_bytes_ = 0;
+  std::uint32_t seed_ = 1;
+};
+
+Status PagesRun::open() {
+  auto provider = choose_pages_provider(out_.plan.options);
+  if (!provider.ok()) return provider.status();
+  auto pair = PagesPair::start(out_.plan, *provider, false);
+  if (!pair.ok()) return pair.status();
+  pair_ = std::move(*pair);
+  out_.provider = *provider;
+  out_.libfabric_name = pair_->capabilities().libfabric_name;
+  out_.huge_pages = pair_->huge_pages();
+  out_.cold = pair_->cold();
+  return {};
+}
+
+Result<KvRound> PagesRun::kv_round() {
+  const PagesOptions& options = out_.plan.options;
+  return pair_->kv_round(out_.plan.requests_a_round, options.concurrency, false,
+                         options.rate.value_or(0));
+}
+
+Result<PlainRound> PagesRun::plain_round(PlainOrder order) {
+  order.seed = seed_++;
+  order.count = static_cast<std::uint32_t>(
+      std::max<std::uint64_t>(1, (round_bytes_ + order.write_bytes / 2) / order.write_bytes));
+  return pair_->plain_round(order);
+}
+
+Status PagesRun::verify() {
+  const std::uint32_t requests = out_.plan.options.concurrency;
+  const auto round = pair_->kv_round(requests, requests, true, 0);
+  if (!round.ok()) return round.status();
+  out_.verified += round->verified;
+  out_.runs = static_cast<double>(round->runs) / requests;
+  return {};
+}
+
+// What the writes of a request look like: the ceiling's are alike.
+Status PagesRun::shape_ceiling() {
+  const auto round = kv_round();
+  if (!round.ok()) return round.status();
+  const auto requests = static_cast<double>(round->requests.size());
+  out_.pages = static_cast<double>(round->pages) / requests;
+  out_.writes = static_cast<double>(round->writes) / requests;
+  out_.bytes = static_cast<double>(round->bytes) / requests;
+  round_bytes_ = round->bytes;
+  const auto per_write = [&](std::uint64_t n) {
+    return std::max<std::uint64_t>(
+        1, (n + round->writes / 2) / std::max<std::uint64_t>(1, round->writes));
+  };
+  const auto pieces =
+      static_cast<std::uint32_t>(std::min<std::uint64_t>(per_write(round->pieces), kMostPieces));
+  // Whole cache lines a piece.
+  const std::uint64_t piece =
+      std::max<std::uint64_t>(64, per_write(round->bytes) / pieces / 64 * 64);
+  out_.ceiling.pieces = pieces;
+  out_.ceiling.write_bytes = piece * pieces;
+  return {};
+}
+
+// The best of three depths, none with more bytes in flight than KV has.
+Status PagesRun::choose_depth() {
+  const fabric::Capabilities& capabilities = pair_->capabilities();
+  const std::uint64_t most = std::clamp<std::uint64_t>(
+      capabilities.max_inflight_bytes / out_.ceiling.write_bytes, 1, capabilities.max_inflight_ops);
+  std::map<std::uint64_t, std::vector<double>> rates;
+  for (int round = 0; round < kDepthRounds; ++round) {
+    for (const std::uint64_t part : {1, 2, 4}) {
+      PlainOrder order = out_.ceiling;
+      order.depth = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, most / part));
+      const auto plain = plain_round(order);
+      if (!plain.ok()) return plain.status();
+      rates[order.depth].push_back(plain->bytes_per_s());
+      if (over()) break;
+    }
+  }
+  double best = 0;
+  for (const auto& [depth, values] : rates) {
+    const double median = spread_of(values).median;
+    if (median <= best) continue;
+    best = median;
+    out_.ceiling.depth = static_cast<std::uint32_t>(depth);
+  }
+  return {};
+}
+
+// Which of the two goes first changes from pair to pair: what drifts falls on both.
+Status PagesRun::one_pair() {
+  const bool plain_first = out_.pairs.size() % 2 == 1;
+  Result<PlainRound> plain = PlainRound{};
+  if (plain_first) plain = plain_round(out_.ceiling);
+  if (!plain.ok()) return plain.status();
+  auto kv = kv_round();
+  if (!kv.ok()) return kv.status();
+  if (!plain_first) plain = plain_round(out_.ceiling);
+  if (!plain.ok()) return plain.status();
+  RoundPair pair;
+  pair.bytes = kv->bytes;
+  pair.cpu = kv->cpu;
+  pair.bytes_per_s = kv->bytes_per_s();
+  pair.ceiling_bytes_per_s = plain->bytes_per_s();
+  pair.cpu_ns_per_gib = kv->cpu.total() / static_cast<double>(kv->bytes) * kGib;
+  pair.ceiling_cpu_ns_per_gib = plain->cpu.total() / static_cast<double>(plain->bytes) * kGib;
+  out_.pairs.push_back(pair);
+  out_.requests.insert(out_.requests.end(), kv->requests.begin(), kv->requests.end());
+  return {};
+}
+
+bool PagesRun::tight() const {
+  if (out_.pairs.size() < out_.plan.options.least_pairs) return false;
+  std::vector<double> ratios;
+  for (const RoundPair& pair : out_.pairs) ratios.push_back(pair.ratio());
+  const Interval interval = median_interval(ratios);
+  const double median = spread_of(ratios).median;
+  return (interval.high - interval.low) / 2 <= out_.plan.options.tight * median;
+}
+
+Status PagesRun::pairs() {
+  const std::uint64_t at_once = pair_->capabilities().max_inflight_bytes / kMib;
+  PlainOrder mib;
+  mib.write_bytes = std::min(kMib, pair_->capabilities().max_write_bytes);
+  mib.depth = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, at_once));
+  while (!over() && out_.pairs.size() < out_.plan.options.most_pairs) {
+    if (out_.pairs.size() % kPairsPerMib == 0) {
+      const auto plain = plain_round(mib);
+      if (!plain.ok()) return plain.status();
+      out_.ceiling_1mib.push_back(plain->bytes_per_s());
+    }
+    if (out_.pairs.size() % kPairsPerVerify == 0) KVD_RETURN_IF_ERROR(verify());
+    KVD_RETURN_IF_ERROR(one_pair());
+    if (watch_.paired) watch_.paired(out_);
+    out_.tight = tight();
+    if (out_.tight) break;
+  }
+  return {};
+}
+
+// Another pair of processes: the same code, but a provider that claims no order.
+Status PagesRun::isolated() {
+  PagesPlan plan = out_.plan;
+  plan.tokens = *TokenLengths::parse(std::to_string(plan.layout.page_size));
+  plan.options.concurrency = 1;
+  auto pair = PagesPair::start(plan, out_.provider, true);
+  if (!pair.ok()) return pair.status();
+  const auto round = (*pair)->kv_round(kIsolatedRequests, 1, false, 0);
+  if (!round.ok()) return round.status();
+  for (const RequestTimes& times : round->requests) out_.isolated_commit_ns.push_back(times.commit);
+  return {};
+}
+
+Status PagesRun::run() {
+  KVD_RETURN_IF_ERROR(open());
+  KVD_RETURN_IF_ERROR(verify());
+  KVD_RETURN_IF_ERROR(shape_ceiling());
+  KVD_RETURN_IF_ERROR(choose_depth());
+  KVD_RETURN_IF_ERROR(pairs());
+  KVD_RETURN_IF_ERROR(verify());
+  pair_.reset();
+  if (!(watch_.stop && watch_.stop())) KVD_RETURN_IF_ERROR(isolated());
+  out_.partial = out_.pairs.empty() || (watch_.stop && watch_.stop());
+  return {};
+}
+
+}  // namespace
+
+Result<PagesResult> run_pages(const PagesPlan& plan, const PagesWatch& watch) {
+  PagesRun run(plan, watch);
+  if (const Status status = run.run(); !status.ok()) return status;
+  return run.take();
+}
+
+}  // namespace kvd::tools
