@@ -139,10 +139,12 @@ class Meter {
     limits_.stop = stop;
   }
   std::uint32_t threads() const { return pool_.size(); }
+  bool disturbed() const { return disturbed_; }
   // `amount`: of all threads together, in one call of `work` on each.
   double rate(double amount, const std::function<void(std::uint32_t)>& work) {
     const Samples samples = sample(limits_, nullptr, [&] { pool_.run(work); });
     if (samples.seconds.empty()) return 0;
+    disturbed_ = disturbed_ || samples.disturbed;
     return amount / *std::min_element(samples.seconds.begin(), samples.seconds.end());
   }
   double products(double each, int rounds, void (*work)()) {
@@ -152,6 +154,7 @@ class Meter {
  private:
   engine::cpu::ThreadPool pool_;
   SampleLimits limits_;
+  bool disturbed_ = false;
 };
 
 double read_rate(Meter& meter, const std::byte* buffer, std::size_t bytes) {
@@ -188,6 +191,7 @@ Result<Ceilings> measure_ceilings(const std::string& kernels, std::uint32_t thre
     ceilings.bf16_macs_per_s = meter.products(4 * 16 * 16 * 32, kRounds / 16, bf16_amx);
   }
 #endif
+  ceilings.disturbed = meter.disturbed();
   return ceilings;
 }
 

@@ -19,6 +19,7 @@ struct Ceilings {
   double int8_macs_per_s = 0;      // the products that the int8 kernels are made of
   double fp32_macs_per_s = 0;
   double bf16_macs_per_s = 0;  // AMX tiles
+  bool disturbed = false;      // other processes worked meanwhile: too low
 };
 
 // `kernels`: the name of the path in use, whose instructions are timed. `stop`: true ends it early,

@@ -69,7 +69,7 @@ void add_ceilings(JsonWriter& json, const EngineReport& report) {
   json.field("weights_bytes_per_s", c.weights_bytes_per_s);
   json.field("int8_macs_per_s", c.int8_macs_per_s).field("fp32_macs_per_s", c.fp32_macs_per_s);
   if (c.bf16_macs_per_s > 0) json.field("bf16_macs_per_s", c.bf16_macs_per_s);
-  json.end_object();
+  json.field("disturbed", c.disturbed).end_object();
   json.key("cost").begin_object().field("linear_macs_per_token", report.cost.linear_macs);
   json.field("weight_bytes_per_step", report.cost.step_bytes);
   json.field("kv_bytes_per_token", report.cost.kv_token_bytes).end_object();
@@ -197,7 +197,7 @@ std::string report_text(const EngineReport& report) {
               fixed(c.fp32_macs_per_s / 1e9, 0) + " fp32";
     }
     if (c.bf16_macs_per_s > 0) text += ", " + fixed(c.bf16_macs_per_s / 1e9, 0) + " bf16";
-    text += "\n";
+    text += c.disturbed ? " (disturbed by other processes: too low)\n" : "\n";
   }
   if (report.partial) text += "ended early: not all figures were measured\n";
   return text;

@@ -74,6 +74,23 @@ TEST_CASE("engine report: ratios stand beside the figures that the reference has
   CHECK_THAT(report_json(sample_report()), !Contains("ratio"));
 }
 
+TEST_CASE("engine report: shares are bytes of a step, or products of a token, against the limit") {
+  EngineReport report = sample_report();
+  CHECK(share_of(report, report.figures[0]).part == 0);
+  report.cost = {1'000'000, 90'000'000, 100};
+  report.ceilings.weights_bytes_per_s = 20e9;
+  report.ceilings.memory_bytes_per_s = 15e9;
+  report.ceilings.int8_macs_per_s = 4e9;
+  CHECK(share_of(report, report.figures[0]).part == Approx(1000.0 * 1e6 / 4e9));
+  // 100 steps a second of 8 sequences with 512 to 575 tokens each.
+  SpeedFigure figure = decode(8, 512, 800);
+  figure.steps = 63;
+  CHECK(share_of(report, figure).part == Approx(100 * (90e6 + 8 * 544 * 100) / 20e9));
+  report.ceilings.bf16_macs_per_s = 2e9;
+  CHECK(share_of(report, report.figures[0]).part == Approx(0.5));
+  CHECK_THAT(report_text(report), Contains("50 % bf16") && Contains("limits: "));
+}
+
 TEST_CASE("engine report: a disturbed figure and an early end are said in every form") {
   EngineReport report = sample_report();
   report.figures[0].disturbed = true;
