@@ -325,7 +325,8 @@ bool Parser::size_of(std::uint64_t at, std::uint32_t type, Tensor* tensor) {
   const TensorTypeInfo* info = tensor_type_info(type);
   if (info == nullptr) {
     return fail(at, "tensor " + quoted(tensor->name) + " has type " + std::to_string(type) +
-                        "; take a model in F32, F16, BF16, Q4_0, Q4_1 or Q8_0");
+                        "; take a model in F32, F16, BF16, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, "
+                        "Q5_K or Q6_K");
   }
   std::uint64_t elements = 1;
   for (std::uint64_t d : tensor->dims) {

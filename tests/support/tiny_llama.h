@@ -13,6 +13,7 @@
 #include "base/rng.h"
 #include "engine/gguf.h"
 #include "support/gguf_builder.h"
+#include "support/quant_blocks.h"
 #include "support/tiny_vocabulary.h"
 
 namespace kvd::test {
@@ -193,8 +194,12 @@ struct TinyLlama {
     const std::size_t count = std::size_t{columns} * rows;
     const bool quantized =
         kind == TensorType::kQ4_0 || kind == TensorType::kQ4_1 || kind == TensorType::kQ8_0;
-    for (std::size_t i = 0; i < count; i += quantized ? 32 : 1) {
-      if (kind == TensorType::kQ8_0)
+    const bool wide = QuantBlocks::has(kind);
+    const engine::TensorTypeInfo* info = engine::tensor_type_info(static_cast<std::uint32_t>(kind));
+    for (std::size_t i = 0; i < count; i += info->block) {
+      if (wide)
+        QuantBlocks::append(rng, kind, scale, bytes, w.values);
+      else if (kind == TensorType::kQ8_0)
         add_q8(rng, scale / 80, bytes, w.values);
       else if (quantized)
         add_q4(rng, kind == TensorType::kQ4_1, scale / 5, bytes, w.values);

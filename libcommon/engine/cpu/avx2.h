@@ -15,6 +15,9 @@ namespace kvd::engine::cpu::avx2 {
 
 void linear(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const Activations& x,
             std::uint32_t rows, float* out, std::size_t out_stride, bool add, std::byte* scratch);
+// Of kQ5 and kQ6 (avx2_wide.cc).
+void linear_wide(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const Activations& x,
+                 std::uint32_t rows, float* out, std::size_t out_stride, bool add);
 void prepare_query(float* head, std::uint32_t head_dim, float scale);
 void attend_block(const KvView& kv, std::uint32_t block, const Queries& queries,
                   std::uint32_t first_row, float* partials, std::byte* scratch);

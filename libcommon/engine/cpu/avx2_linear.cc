@@ -272,6 +272,8 @@ Form form_of(PanelType type, std::uint32_t rows) {
     case PanelType::kBF16:
       return Form::kBf16;
     case PanelType::kF32:
+    case PanelType::kQ5:  // linear_wide() has them
+    case PanelType::kQ6:
       break;
   }
   return Form::kF32;
@@ -281,6 +283,9 @@ Form form_of(PanelType type, std::uint32_t rows) {
 
 void linear(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const Activations& x,
             std::uint32_t rows, float* out, std::size_t out_stride, bool add, std::byte* scratch) {
+  if (is_wide(matrix.type)) {
+    return linear_wide(matrix, begin, end, x, rows, out, out_stride, add);
+  }
   alignas(32) float sums[kTile * kPanelRows];
   Tile tile{form_of(matrix.type, rows), nullptr, matrix.columns, &x};
   for (std::uint32_t panel = begin; panel < end; ++panel) {

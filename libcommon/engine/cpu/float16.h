@@ -28,6 +28,22 @@ static inline float half_to_float(std::uint16_t half) {
   return bits_to_float(sign | float_to_bits(tiny));
 }
 
+// Round to nearest, ties to even; infinite above 65504; a NaN stays one.
+static inline std::uint16_t float_to_half(float value) {
+  const std::uint32_t bits = float_to_bits(value);
+  const std::uint32_t sign = bits >> 16 & 0x8000U;
+  const std::uint32_t magnitude = bits & 0x7FFFFFFFU;
+  if (magnitude > 0x7F800000U) return static_cast<std::uint16_t>(sign | 0x7E00U);
+  if (magnitude >= 0x477FF000U) return static_cast<std::uint16_t>(sign | 0x7C00U);
+  if (magnitude < 0x38800000U) {
+    // Subnormal: adding 0.5 leaves multiples of 2^-24 in the low bits, rounded by the addition.
+    const std::uint32_t sum = float_to_bits(bits_to_float(magnitude) + 0.5F);
+    return static_cast<std::uint16_t>(sign | (sum - 0x3F000000U));
+  }
+  const std::uint32_t rounded = magnitude + 0xFFFU + (magnitude >> 13 & 1U);
+  return static_cast<std::uint16_t>(sign | ((rounded - 0x38000000U) >> 13));
+}
+
 static inline float bf16_to_float(std::uint16_t value) {
   return bits_to_float(std::uint32_t{value} << 16);
 }

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "engine/cpu/float16.h"
+#include "engine/cpu/wide_blocks.h"
 
 namespace kvd::engine::cpu {
 namespace {
@@ -24,20 +25,6 @@ std::uint16_t read_u16(const std::byte* at) {
   std::uint16_t value;
   std::memcpy(&value, at, sizeof value);
   return value;
-}
-
-// -8 d: an exact shift of the exponent, infinite where f16 ends.
-std::uint16_t minus_eight_times(std::uint16_t half) {
-  const float value = -8.0F * half_to_float(half);
-  const std::uint32_t sign = std::signbit(value) ? 0x8000U : 0U;
-  const float magnitude = std::fabs(value);
-  if (std::isnan(value)) return 0x7E00U;
-  if (magnitude > 65504.0F) return static_cast<std::uint16_t>(sign | 0x7C00U);
-  if (magnitude < 0x1.0p-14F) {
-    return static_cast<std::uint16_t>(sign | static_cast<std::uint32_t>(magnitude * 0x1.0p24F));
-  }
-  const std::uint32_t bits = float_to_bits(magnitude);
-  return static_cast<std::uint16_t>(sign | (((bits >> 23) - 112) << 10) | ((bits >> 13) & 0x3FFU));
 }
 
 // In a GGUF block the low nibble of byte i is column i, the high one column i + 16.
@@ -64,7 +51,7 @@ void pack_q4(const Tensor& tensor, std::uint64_t row, std::uint32_t r, std::byte
   for (std::uint64_t b = 0; b < blocks; ++b, from += block_bytes, panel += kQ4BlockBytes) {
     pack_q4_row(from + (has_min ? 4 : 2), r, panel);
     const std::uint16_t d = read_u16(from);
-    const std::uint16_t m = has_min ? read_u16(from + 2) : minus_eight_times(d);
+    const std::uint16_t m = has_min ? read_u16(from + 2) : float_to_half(-8.0F * half_to_float(d));
     std::memcpy(panel + 256 + 2 * r, &d, 2);
     std::memcpy(panel + 288 + 2 * r, &m, 2);
   }
@@ -78,6 +65,39 @@ void pack_q8(const Tensor& tensor, std::uint64_t row, std::uint32_t r, std::byte
       std::memcpy(panel + unit * 64 + r * 4, from + 2 + unit * 4, 4);
     }
     std::memcpy(panel + 512 + 2 * r, from, 2);
+  }
+}
+
+void put_half(std::byte* to, float value) {
+  const std::uint16_t half = float_to_half(value);
+  std::memcpy(to, &half, sizeof half);
+}
+
+// The formats that are read 32 columns at a time (wide_blocks.h).
+void pack_wide(const Tensor& tensor, PanelType type, std::uint64_t row, std::uint32_t r,
+               std::byte* panel) {
+  const ReadWideBlock read = wide_block_reader(tensor.type);
+  const std::uint64_t blocks = tensor.columns() / kBlock;
+  const std::byte* from = tensor.data + row * (tensor.bytes / tensor.rows());
+  const bool q4 = type == PanelType::kQ4;
+  for (std::uint64_t b = 0; b < blocks; ++b, panel += block_bytes(type)) {
+    WideBlock block;
+    read(from, b, &block);
+    std::byte* scales = panel + (q4 ? 256 : 512);
+    put_half(scales + 2 * r, block.d[0]);
+    if (type != PanelType::kQ8) {
+      put_half(scales + 32 + 2 * r, type == PanelType::kQ6 ? block.d[1] : block.m);
+    }
+    for (std::uint32_t unit = 0; unit < 8; ++unit) {
+      if (!q4) {
+        std::memcpy(panel + unit * 64 + r * 4, block.q + unit * 4, 4);
+        continue;
+      }
+      for (std::uint32_t j = 0; j < 4 && unit < 4; ++j) {
+        const int low = block.q[8 * unit + j], high = block.q[8 * unit + 4 + j];
+        panel[unit * 64 + r * 4 + j] = static_cast<std::byte>(low | high << 4);
+      }
+    }
   }
 }
 
@@ -103,15 +123,18 @@ Result<PanelType> panel_type(const Tensor& tensor) {
       return PanelType::kBF16;
     case TensorType::kQ4_0:
     case TensorType::kQ4_1:
+    case TensorType::kQ4_K:
       return PanelType::kQ4;
+    case TensorType::kQ5_0:
     case TensorType::kQ8_0:
       return PanelType::kQ8;
-    default:
-      break;
+    case TensorType::kQ5_1:
+    case TensorType::kQ5_K:
+      return PanelType::kQ5;
+    case TensorType::kQ6_K:
+      return PanelType::kQ6;
   }
-  return invalid_argument(
-      describe(tensor) +
-      ", which is not supported: use a file in F32, F16, BF16, Q4_0, Q4_1 or Q8_0");
+  return invalid_argument(describe(tensor) + ", which is not supported");
 }
 
 }  // namespace
@@ -132,21 +155,9 @@ Result<Matrix> plan_matrix(const Tensor& tensor) {
   matrix.rows = static_cast<std::uint32_t>(rows);
   matrix.columns = static_cast<std::uint32_t>(columns);
   matrix.panels = (matrix.rows + kPanelRows - 1) / kPanelRows;
-  switch (*type) {
-    case PanelType::kQ4:
-      matrix.panel_bytes = columns / kBlock * kQ4BlockBytes;
-      break;
-    case PanelType::kQ8:
-      matrix.panel_bytes = columns / kBlock * kQ8BlockBytes;
-      break;
-    case PanelType::kF32:
-      matrix.panel_bytes = columns * kPanelRows * 4;
-      break;
-    case PanelType::kF16:
-    case PanelType::kBF16:
-      matrix.panel_bytes = columns * kPanelRows * 2;
-      break;
-  }
+  matrix.panel_bytes = is_quantized(*type)
+                           ? columns / kBlock * block_bytes(*type)
+                           : columns * kPanelRows * (*type == PanelType::kF32 ? 4 : 2);
   return matrix;
 }
 
@@ -155,16 +166,14 @@ void pack_panel(const Tensor& tensor, const Matrix& matrix, std::uint32_t panel,
   const std::uint32_t rows = std::min(kPanelRows, matrix.rows - first);
   if (rows < kPanelRows) std::memset(out, 0, matrix.panel_bytes);
   for (std::uint32_t r = 0; r < rows; ++r) {
-    switch (matrix.type) {
-      case PanelType::kQ4:
-        pack_q4(tensor, first + r, r, out);
-        break;
-      case PanelType::kQ8:
-        pack_q8(tensor, first + r, r, out);
-        break;
-      default:
-        pack_float(tensor, matrix.type, first + r, r, out);
-        break;
+    if (wide_block_reader(tensor.type) != nullptr) {
+      pack_wide(tensor, matrix.type, first + r, r, out);
+    } else if (matrix.type == PanelType::kQ4) {
+      pack_q4(tensor, first + r, r, out);
+    } else if (matrix.type == PanelType::kQ8) {
+      pack_q8(tensor, first + r, r, out);
+    } else {
+      pack_float(tensor, matrix.type, first + r, r, out);
     }
   }
 }

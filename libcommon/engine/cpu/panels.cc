@@ -34,6 +34,26 @@ void dequantize_q8(const std::byte* block, std::uint32_t r, float* out, std::siz
   }
 }
 
+// d of columns 0-15 and of the others, and m: what kQ5 and kQ6 have behind their bytes.
+struct WideScales {
+  float d[2], m;
+};
+WideScales wide_scales(PanelType type, const std::byte* block, std::uint32_t r) {
+  const float first = half_to_float(read_u16(block + 512 + 2 * r));
+  const float second = half_to_float(read_u16(block + 544 + 2 * r));
+  if (type == PanelType::kQ5) return {{first, first}, second};
+  return {{first, second}, 0.0F};
+}
+
+void dequantize_wide(PanelType type, const std::byte* block, std::uint32_t r, float* out,
+                     std::size_t stride) {
+  const WideScales scales = wide_scales(type, block, r);
+  for (std::uint32_t k = 0; k < kBlock; ++k) {
+    const auto q = static_cast<signed char>(block[k / 4 * 64 + r * 4 + k % 4]);
+    out[k * stride] = scales.d[k / 16] * static_cast<float>(q) + scales.m;
+  }
+}
+
 // All 16 rows of one block to out[column][16]: the same numbers, row-wise so that it vectorizes.
 void dequantize_q4_block(const std::byte* block, float* out) {
   float d[kPanelRows], m[kPanelRows];
@@ -66,6 +86,20 @@ void dequantize_q8_block(const std::byte* block, float* out) {
   }
 }
 
+void dequantize_wide_block(PanelType type, const std::byte* block, float* out) {
+  float d[2][kPanelRows], m[kPanelRows];
+  for (std::uint32_t r = 0; r < kPanelRows; ++r) {
+    const WideScales scales = wide_scales(type, block, r);
+    d[0][r] = scales.d[0], d[1][r] = scales.d[1], m[r] = scales.m;
+  }
+  for (std::uint32_t k = 0; k < kBlock; ++k, out += kPanelRows) {
+    for (std::uint32_t r = 0; r < kPanelRows; ++r) {
+      const auto q = static_cast<signed char>(block[k / 4 * 64 + r * 4 + k % 4]);
+      out[r] = d[k / 16][r] * static_cast<float>(q) + m[r];
+    }
+  }
+}
+
 float float_element(const Matrix& matrix, const std::byte* panel, std::uint32_t r,
                     std::uint32_t k) {
   switch (matrix.type) {
@@ -90,10 +124,13 @@ void dequantize(const Matrix& matrix, std::uint32_t panel, std::uint32_t r, floa
     }
     return;
   }
-  const bool q4 = matrix.type == PanelType::kQ4;
-  for (std::uint32_t k = 0; k < matrix.columns; k += kBlock) {
-    (q4 ? dequantize_q4 : dequantize_q8)(at, r, out + k * stride, stride);
-    at += q4 ? kQ4BlockBytes : kQ8BlockBytes;
+  for (std::uint32_t k = 0; k < matrix.columns; k += kBlock, at += block_bytes(matrix.type)) {
+    if (is_wide(matrix.type)) {
+      dequantize_wide(matrix.type, at, r, out + k * stride, stride);
+    } else {
+      const bool q4 = matrix.type == PanelType::kQ4;
+      (q4 ? dequantize_q4 : dequantize_q8)(at, r, out + k * stride, stride);
+    }
   }
 }
 
@@ -105,11 +142,15 @@ void dequantize_panel(const Matrix& matrix, std::uint32_t panel, float* out) {
       dequantize(matrix, panel, r, out + r, kPanelRows);
     return;
   }
-  const bool q4 = matrix.type == PanelType::kQ4;
   const std::byte* block = matrix.data + panel * matrix.panel_bytes;
   for (std::uint32_t k = 0; k < matrix.columns; k += kBlock, out += kBlock * kPanelRows) {
-    (q4 ? dequantize_q4_block : dequantize_q8_block)(block, out);
-    block += q4 ? kQ4BlockBytes : kQ8BlockBytes;
+    if (is_wide(matrix.type)) {
+      dequantize_wide_block(matrix.type, block, out);
+    } else {
+      const bool q4 = matrix.type == PanelType::kQ4;
+      (q4 ? dequantize_q4_block : dequantize_q8_block)(block, out);
+    }
+    block += block_bytes(matrix.type);
   }
 }
 

@@ -6,7 +6,11 @@
 //   each row
 //     in the low nibbles and 8i+4..8i+7 in the high ones; then 16 f16 d, 16 f16 m; w = d * q + m.
 //     Q4_0's w = d * (q - 8) is stored with m = -8 d, which f16 holds exactly.
-//   kQ8 (Q8_0), 544 bytes: 8 units of 16 rows x 4 bytes, signed; then 16 f16 d; w = d * q.
+//   kQ8 (Q8_0, Q5_0), 544 bytes: 8 units of 16 rows x 4 bytes, signed; then 16 f16 d; w = d * q.
+//   kQ5 (Q5_1, Q5_K), 576 bytes: 8 units of bytes 0 to 31; then 16 f16 d, 16 f16 m; w = d * q + m.
+//   kQ6 (Q6_K), 576 bytes: 8 units of bytes -32 to 31; then 16 f16 d of the first 16 columns and 16
+//     of the others; w = d * q.
+//   Q4_K goes to kQ4. The scales of K-quants are products, rounded here to f16.
 // A panel of a float matrix:
 //   kF32, kF16: [column][16 rows]
 //   kBF16: [column / 2][16 rows][2], the operand order of bf16 dot products
@@ -21,12 +25,13 @@
 
 namespace kvd::engine::cpu {
 
-enum class PanelType : std::uint8_t { kQ4, kQ8, kF32, kF16, kBF16 };
+enum class PanelType : std::uint8_t { kQ4, kQ8, kF32, kF16, kBF16, kQ5, kQ6 };
 
 constexpr std::uint32_t kPanelRows = 16;
 constexpr std::uint32_t kBlock = 32;  // columns a quantized block
 constexpr std::uint32_t kQ4BlockBytes = 320;
 constexpr std::uint32_t kQ8BlockBytes = 544;
+constexpr std::uint32_t kWideBlockBytes = 576;  // kQ5, kQ6
 
 struct Matrix {
   PanelType type = PanelType::kF32;
@@ -37,8 +42,17 @@ struct Matrix {
   const std::byte* data = nullptr;  // 64-byte aligned
 };
 
+static constexpr bool is_wide(PanelType type) {
+  return type == PanelType::kQ5 || type == PanelType::kQ6;
+}
 static constexpr bool is_quantized(PanelType type) {
-  return type == PanelType::kQ4 || type == PanelType::kQ8;
+  return type == PanelType::kQ4 || type == PanelType::kQ8 || is_wide(type);
+}
+// Bytes of 32 columns in a panel of a quantized type.
+static constexpr std::uint32_t block_bytes(PanelType type) {
+  return type == PanelType::kQ4   ? kQ4BlockBytes
+         : type == PanelType::kQ8 ? kQ8BlockBytes
+                                  : kWideBlockBytes;
 }
 
 // Fills out[columns][16] with the panel's weights as floats.

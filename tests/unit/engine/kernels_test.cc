@@ -73,7 +73,7 @@ struct Inputs {
 
 void check_linear(const Kernels& kernels, const test::TinyLlama& tiny, std::uint32_t rows,
                   bool add) {
-  const std::string name = "blk.0.ffn_up.weight";
+  const std::string name = "token_embd.weight";
   const Packed packed(tiny.builder.build(), name);
   const Matrix& matrix = packed.matrix;
   const auto& reference = tiny.weights.at(name);
@@ -110,17 +110,66 @@ void check_linear(const Kernels& kernels, const test::TinyLlama& tiny, std::uint
 
 TEST_CASE("kernels: products of every type and row count are those of double arithmetic") {
   test::TinyLlama tiny;
-  tiny.type = GENERATE(TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ4_0,
-                       TensorType::kQ4_1, TensorType::kQ8_0);
-  tiny.layers = 1, tiny.ffn = 96 + 32 + 8 * 3;  // 152 rows: the last panel has 8
-  if (tiny.type != TensorType::kF32) tiny.ffn = 160;
-  tiny.embedding_type = TensorType::kF32;
+  // The embedding has a width of its own and any number of rows: the last panel has 14.
+  tiny.type = TensorType::kF32, tiny.layers = 1;
+  tiny.embedding_type =
+      GENERATE(TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ4_0,
+               TensorType::kQ4_1, TensorType::kQ8_0, TensorType::kQ5_0, TensorType::kQ5_1,
+               TensorType::kQ4_K, TensorType::kQ5_K, TensorType::kQ6_K);
+  const auto type = static_cast<std::uint32_t>(tiny.embedding_type);
+  if (tensor_type_info(type)->block == 256) tiny.hidden = 512;
   tiny.make();
   for (const std::string& name : available_kernels()) {
     const Kernels& kernels = *select_kernels(name).value();
     for (std::uint32_t rows : {1U, 2U, 3U, 4U, 5U, 7U, 8U, 9U, 12U, 18U, 19U}) {
-      CAPTURE(name, static_cast<int>(tiny.type), rows);
+      CAPTURE(name, type, rows);
       check_linear(kernels, tiny, rows, rows % 2 == 0);
+    }
+  }
+}
+
+// Five bits at 31, six at -32 and 31, against activations at -127 and 127.
+TEST_CASE("kernels: the largest values of 5- and 6-bit blocks do not overflow") {
+  const bool six = GENERATE(false, true);
+  const unsigned fill = GENERATE(0U, 255U);
+  CAPTURE(six, fill);
+  const std::uint32_t columns = 512, rows = 9;
+  const std::size_t size = six ? 210 : 176;
+  std::vector<std::byte> block(size, static_cast<std::byte>(fill));
+  const auto put = [&](std::size_t at, unsigned half) {
+    block[at] = static_cast<std::byte>(half & 255);
+    block[at + 1] = static_cast<std::byte>(half >> 8);
+  };
+  if (six) {
+    std::fill_n(block.begin() + 192, 16, std::byte{1});
+    put(208, 0x3C00);
+  } else {
+    // All scales 63 or 0, no minimum: w = 63/64 * q.
+    put(0, 0x2400), put(2, 0);
+  }
+  const double weight = six ? (fill == 0 ? -32 : 31) : (fill == 0 ? 0 : 31 * 63.0 / 64);
+  std::vector<std::byte> bytes;
+  for (std::uint32_t i = 0; i < 16 * columns / 256; ++i) {
+    bytes.insert(bytes.end(), block.begin(), block.end());
+  }
+  test::GgufBuilder builder;
+  builder.tensor("w", six ? TensorType::kQ6_K : TensorType::kQ5_K, {columns, 16}, bytes);
+  const Packed packed(builder.build(), "w");
+  for (const std::string& name : available_kernels()) {
+    const Kernels& kernels = *select_kernels(name).value();
+    for (const float value : {-1.0F, 1.0F}) {
+      CAPTURE(name, value);
+      Inputs inputs(kernels, rows, columns, 1);
+      std::fill(inputs.floats.begin(), inputs.floats.end(), value);
+      for (std::uint32_t row = 0; row < rows && kernels.quantized_activations; ++row) {
+        kernels.quantize(inputs.floats.data() + row * columns, columns, 0, columns / kBlock,
+                         inputs.quantized.data() + row * inputs.x.quantized_stride);
+      }
+      std::vector<float> out(std::size_t{rows} * 16);
+      const std::unique_ptr<std::byte, Packed::Free> scratch(
+          static_cast<std::byte*>(::operator new(linear_scratch_bytes(columns), Packed::kAlign)));
+      kernels.linear(packed.matrix, 0, 1, inputs.x, rows, out.data(), 16, false, scratch.get());
+      for (float v : out) CHECK(double{v} == Approx(weight * double{value} * columns));
     }
   }
 }
@@ -198,6 +247,54 @@ TEST_CASE("kernels: bf16 rounds to nearest, ties to even, and keeps NaN") {
   CHECK(half_to_float(0x3C00) == 1.0F);
   CHECK(half_to_float(0x8001) == -0x1.0p-24F);
   CHECK(half_to_float(0x7BFF) == 65504.0F);
+}
+
+TEST_CASE("kernels: f16 rounds to nearest, ties to even, and every f16 comes back") {
+  for (std::uint32_t half = 0; half < 0x10000; ++half) {
+    const float value = half_to_float(static_cast<std::uint16_t>(half));
+    if (value != value) continue;
+    if (float_to_half(value) != half) FAIL(half);
+  }
+  CHECK(float_to_half(1.0F + 0x1p-11F) == 0x3C00);             // tie, even below
+  CHECK(float_to_half(1.0F + 3 * 0x1p-11F) == 0x3C02);         // tie, even above
+  CHECK(float_to_half(1.0F + 0x1p-11F + 0x1p-20F) == 0x3C01);  // above a tie
+  CHECK(float_to_half(0x1p-25F) == 0);                         // subnormal ties
+  CHECK(float_to_half(3 * 0x1p-25F) == 2);
+  CHECK(float_to_half(-0x1.8p-24F) == 0x8002);
+  CHECK(float_to_half(65519.0F) == 0x7BFF);
+  CHECK(float_to_half(65520.0F) == 0x7C00);
+  CHECK((float_to_half(bits_to_float(0x7F800001)) & 0x7FFF) > 0x7C00);
+}
+
+// Whole blocks with every bit drawn: what the file says, but for the rounding of products to f16.
+TEST_CASE("kernels: blocks with any scales are unpacked to within the rounding of a scale") {
+  const TensorType type = GENERATE(TensorType::kQ5_0, TensorType::kQ5_1, TensorType::kQ4_K,
+                                   TensorType::kQ5_K, TensorType::kQ6_K);
+  CAPTURE(static_cast<int>(type));
+  const std::uint32_t columns = 512, rows = 20;
+  Rng rng(9);
+  std::vector<std::byte> bytes;
+  std::vector<double> values;
+  while (values.size() < std::size_t{columns} * rows) {
+    test::QuantBlocks::append(rng, type, 0.05, bytes, values, true);
+  }
+  test::GgufBuilder builder;
+  builder.tensor("w", type, {columns, rows}, bytes);
+  const Packed packed(builder.build(), "w");
+  std::vector<float> panel(std::size_t{columns} * kPanelRows), row(columns);
+  for (std::uint32_t r = 0; r < rows; ++r) {
+    dequantize_row(packed.matrix, r, row.data());
+    dequantize_panel(packed.matrix, r / kPanelRows, panel.data());
+    double worst = 0, most = 0;
+    for (std::uint32_t k = 0; k < columns; ++k) {
+      const double value = values[std::size_t{r} * columns + k];
+      REQUIRE(panel[k * kPanelRows + r % kPanelRows] == row[k]);
+      worst = std::max(worst, std::fabs(double{row[k]} - value));
+      most = std::max(most, std::fabs(value));
+    }
+    CHECK(most > 0.01);
+    CHECK(worst < most * 0x1p-10);
+  }
 }
 
 }  // namespace

@@ -91,8 +91,7 @@ void check_against_reference(TinyLlama& tiny, std::uint32_t page_size, std::size
   tiny.make();
   const std::vector<TokenId> tokens = draw_tokens(count, tiny.vocab);
   const auto reference = tiny.forward(tokens);
-  const bool quantized = tiny.type == TensorType::kQ4_0 || tiny.type == TensorType::kQ4_1 ||
-                         tiny.type == TensorType::kQ8_0;
+  const bool quantized = tensor_type_info(static_cast<std::uint32_t>(tiny.type))->block > 1;
   for (const std::string& kernels : cpu::available_kernels()) {
     Rig rig(tiny, kernels, 2, page_size);
     const auto pages = rig.pages(3, 7);
@@ -113,8 +112,12 @@ void check_against_reference(TinyLlama& tiny, std::uint32_t page_size, std::size
 TEST_CASE("model: every tensor type agrees with a double-precision reference") {
   TinyLlama tiny;
   tiny.type = GENERATE(TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ4_0,
-                       TensorType::kQ4_1, TensorType::kQ8_0);
+                       TensorType::kQ4_1, TensorType::kQ8_0, TensorType::kQ5_0, TensorType::kQ5_1,
+                       TensorType::kQ4_K, TensorType::kQ5_K, TensorType::kQ6_K);
   tiny.embedding_type = tiny.type;
+  if (tensor_type_info(static_cast<std::uint32_t>(tiny.type))->block == 256) {
+    tiny.hidden = tiny.ffn = 256, tiny.heads = 8, tiny.kv_heads = 2;
+  }
   CAPTURE(static_cast<int>(tiny.type));
   check_against_reference(tiny, 32, 75);
 }
@@ -284,11 +287,11 @@ TEST_CASE("model: a file that does not fit its own numbers is refused with what 
     tiny.builder.tensor_f32("blk.0.attn_q.bias", {96}, std::vector<float>(96));
     CHECK_THAT(refusal(tiny.builder.build()), Contains("blk.0.attn_q.bias"));
   }
-  SECTION("an unsupported type") {
+  SECTION("a vector that is quantized") {
+    tiny.head_dim = 64;
     tiny.make();
-    tiny.builder.tensor("output.weight", TensorType::kQ5_0, {96, 270},
-                        std::vector<std::byte>(std::size_t{96} * 270 / 32 * 22));
-    CHECK_THAT(refusal(tiny.builder.build()), Contains("Q5_0") && Contains("use a file in"));
+    tiny.builder.tensor("rope_freqs.weight", TensorType::kQ8_0, {32}, std::vector<std::byte>(34));
+    CHECK_THAT(refusal(tiny.builder.build()), Contains("Q8_0") && Contains("vectors must be F32"));
   }
   SECTION("kernels this host does not have") {
     tiny.make();
