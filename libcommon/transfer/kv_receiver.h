@@ -57,6 +57,7 @@ struct CommittedRoom {
   Duration commit{0};               // record posted -> validated here
   bool commit_is_estimate = false;  // half a round trip: the two ends do not share a boot id
   Duration digest{0};
+  TimePoint validated;  // decode's clock: the record and the digest were found good
 };
 
 // Prefill's last timings (RoomDone); may come after the request is over, or never.

@@ -1,10 +1,11 @@
-// KvSender: the prefill side of every link and room of one worker. It accepts links (Register), opens
-// rooms, takes source pages, has the prompt computed, writes pages as layers finish, commits, and proves
-// drains. The protocol is kvd-protocol.7; the states are room/.
+// KvSender: the prefill side of every link and room of one worker. It accepts links (Register),
+// opens rooms, takes source pages, has the prompt computed, writes pages as layers finish, commits,
+// and proves drains. The protocol is kvd-protocol.7; the states are room/.
 //
-// Calling thread: the event loop's, for everything here and every call of SenderHost. Not reentrant:
-// SenderHost must not call back into KvSender from inside a call of it... except compute_stopped() and
-// compute_failed() from cancel_compute()/start_compute(), which are queued until poll().
+// Calling thread: the event loop's, for everything here and every call of SenderHost. Not
+// reentrant: SenderHost must not call back into KvSender from inside a call of it... except
+// compute_stopped() and compute_failed() from cancel_compute()/start_compute(), which are queued
+// until poll().
 //
 // Time, randomness, channel and fabric are injected: the simulation drives this very class.
 #pragma once
@@ -36,9 +37,9 @@ struct PrefillJob {
   std::vector<TokenId> prompt;
   SamplingParams sampling;
   std::uint32_t choice = 0;
-  std::vector<PageIndex> pages;            // pages_for(prompt), last page zeroed
-  std::vector<kv::LayerGroup> groups;      // report layers_ready once per group and chunk; empty with
-                                           // --no-stream: only computed()
+  std::vector<PageIndex> pages;        // pages_for(prompt), last page zeroed
+  std::vector<kv::LayerGroup> groups;  // report layers_ready once per group and chunk; empty with
+                                       // --no-stream: only computed()
 };
 
 // The end of a room as prefill saw it, for metrics, the log and the standalone HTTP half.
@@ -46,6 +47,7 @@ struct SenderOutcome {
   Status status;  // ok: committed
   std::uint32_t prompt_tokens = 0;
   std::uint64_t bytes = 0, writes = 0;
+  std::uint64_t pieces = 0;  // of its page writes, remote side
   Duration queue{0}, compute{0}, transfer_total{0}, transfer_exposed{0};
   std::string provider;
 };
@@ -70,9 +72,10 @@ class KvSender {
   KvSender(const KvSender&) = delete;
   KvSender& operator=(const KvSender&) = delete;
 
-  // Standalone: the router's HTTP half of `room` arrived (before or after decode's OpenRoom). The two
-  // prompts must be equal. kResourceExhausted when the table of waiting halves is full.
-  Status expect(RoomId room, std::vector<TokenId> prompt, SamplingParams sampling, TimePoint deadline);
+  // Standalone: the router's HTTP half of `room` arrived (before or after decode's OpenRoom). The
+  // two prompts must be equal. kResourceExhausted when the table of waiting halves is full.
+  Status expect(RoomId room, std::vector<TokenId> prompt, SamplingParams sampling,
+                TimePoint deadline);
   // Standalone: the HTTP half went away; the room is aborted.
   void abandon(RoomId room);
 

@@ -319,7 +319,8 @@ void KvReceiver::Impl::report_committed(ReceiverRoom* room) {
   out.queue = Duration(static_cast<std::int64_t>(room->queue_ns));
   out.prefill_compute = Duration(static_cast<std::int64_t>(room->compute_ns));
   out.digest = room->digest;
-  const Duration since{clock_->now().ns - static_cast<std::int64_t>(room->posted_at_ns)};
+  out.validated = clock_->now();
+  const Duration since{out.validated.ns - static_cast<std::int64_t>(room->posted_at_ns)};
   // Only on one host do the two ends read one clock.
   const bool one_clock = room->boot != 0 && room->boot == boot_id() && since.count() >= 0;
   out.commit_is_estimate = !one_clock;

@@ -96,7 +96,7 @@ struct SenderRoom {
 
   std::byte* cell = nullptr;
   bool record_queued = false, record_done = false, scratch_queued = false, scratch_done = false;
-  std::uint64_t completed_writes = 0, bytes = 0, writes = 0;
+  std::uint64_t completed_writes = 0, bytes = 0, writes = 0, pieces = 0;
   TimePoint first_posted{0}, record_posted{0}, finished{0};
 
   bool abort_asked = false;

@@ -346,6 +346,7 @@ void KvSender::Impl::finish(SenderRoom* room) {
   outcome.prompt_tokens = static_cast<std::uint32_t>(room->prompt.size());
   outcome.bytes = room->bytes;
   outcome.writes = room->writes;
+  outcome.pieces = room->pieces;
   outcome.queue =
       room->job_started ? room->compute_began - room->opened + room->queued : Duration{0};
   outcome.compute = room->compute;

@@ -45,6 +45,7 @@ void KvSender::Impl::enqueue(SenderRoom* room, std::vector<fabric::QueuedWrite> 
   for (fabric::QueuedWrite& write : writes) {
     write.delivery_complete = !ordered;
     write.tag = kPageTag;
+    room->pieces += write.remote.size();
     room->link->pipeline->enqueue(room->id.value, std::move(write));
   }
 }

@@ -7,30 +7,29 @@
 
 namespace kvd::tools {
 
-std::uint32_t PageSets::pages_needed(std::uint32_t sets, std::uint32_t pages_per_set) {
-  // The last set that is dealt may need a gap after each of its pages.
-  return (sets + 1) * pages_per_set + 1;
+std::uint64_t PageSets::pages_needed(std::uint32_t sets, std::uint32_t pages_per_set,
+                                     double fragmentation) {
+  // A page that nobody gets stands behind each run: free sets next to each other stay apart.
+  const std::uint64_t most_runs = fragmentation > 0 ? pages_per_set : 1;
+  return sets * (pages_per_set + most_runs);
 }
 
-// The sets take turns in random order; each takes a run and leaves no page out, so that a run ends
-// where another set's begins.
+// The sets take turns in random order; each takes a run.
 std::vector<std::vector<PageIndex>> PageSets::deal(std::uint32_t sets, double fragmentation,
                                                    Rng* rng) const {
   std::vector<std::vector<PageIndex>> out(sets);
   std::vector<std::uint32_t> order(sets);
   std::iota(order.begin(), order.end(), 0u);
   PageIndex next = 0;
-  std::uint32_t last = sets;  // whose run ended at `next`
   while (!order.empty()) {
     for (std::size_t i = order.size() - 1; i > 0; --i)
       std::swap(order[i], order[rng->below(i + 1)]);
     for (const std::uint32_t set : order) {
-      if (set == last) ++next;
       std::vector<PageIndex>& pages = out[set];
       do {
         pages.push_back(next++);
       } while (pages.size() < pages_per_set_ && !(rng->uniform() < fragmentation));
-      last = set;
+      ++next;
     }
     std::erase_if(order, [&](std::uint32_t set) { return out[set].size() == pages_per_set_; });
   }
@@ -41,7 +40,7 @@ PageSets::PageSets(kv::PagePool* pool, std::uint32_t sets, std::uint32_t pages_p
                    std::uint32_t open, double fragmentation, Rng* rng, TimePoint now)
     : pool_(pool), pages_per_set_(pages_per_set) {
   KVD_CHECK(open < sets && pool->counts().free == pool->page_count() &&
-            pool->page_count() >= pages_needed(sets, pages_per_set));
+            pool->page_count() >= pages_needed(sets, pages_per_set, fragmentation));
   const auto dealt = deal(sets, fragmentation, rng);
   std::vector<kv::LeaseId> single(pool->page_count());
   for (std::uint32_t i = 0; i < pool->page_count(); ++i) {

@@ -21,7 +21,8 @@ namespace kvd::tools {
 class PageSets {
  public:
   // Pages that a pool needs for `sets` sets.
-  static std::uint32_t pages_needed(std::uint32_t sets, std::uint32_t pages_per_set);
+  static std::uint64_t pages_needed(std::uint32_t sets, std::uint32_t pages_per_set,
+                                    double fragmentation);
   // The pool must be all free. `open`: sets that are free at any time, at least as many as requests
   // hold at once; fewer than `sets`.
   PageSets(kv::PagePool* pool, std::uint32_t sets, std::uint32_t pages_per_set, std::uint32_t open,

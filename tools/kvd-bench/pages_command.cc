@@ -16,7 +16,7 @@
 namespace kvd::tools {
 namespace {
 
-constexpr std::uint64_t kPoolBytes = 1u << 30;
+constexpr std::uint64_t kPoolBytes = 512u << 20;
 constexpr std::uint64_t kRoundBytes = 128u << 20;
 constexpr std::uint32_t kMostSets = 64;
 constexpr const char* kDefaultTokens = "2048";
@@ -33,8 +33,8 @@ void add_what_rows(cli::OptionTable* table, PagesOptions* o) {
                          1024),
        cli::count_option("page-size", &o->page_size, "tokens in a page, a multiple of 32", 32,
                          4096),
-       cli::text_option("tokens", "N|LOW-HIGH|lognormal:MEDIAN:SIGMA", &o->tokens,
-                        "length of a prompt")
+       cli::text_option("tokens", "LENGTHS", &o->tokens,
+                        "length of a prompt: N, LOW-HIGH or lognormal:MEDIAN:SIGMA")
            .with_default(kDefaultTokens),
        cli::bytes_option("page-bytes", &o->page_bytes, "pages of this size, in place of a model's")
            .with_default("of the model"),
@@ -42,7 +42,7 @@ void add_what_rows(cli::OptionTable* table, PagesOptions* o) {
                          1u << 19),
        cli::flag_option("groups", &o->groups,
                         "send groups of layers, as while a prompt is computed"),
-       cli::real_option("fragmentation", "0..1", &o->fragmentation,
+       cli::real_option("fragmentation", "SHARE", &o->fragmentation,
                         "share of a request's pages that no neighbour follows", 0, 1),
        cli::choice_option<transfer::Digest>("digest", &o->digest,
                                             {{"sample", transfer::Digest::kSample},
@@ -67,7 +67,7 @@ void add_how_rows(cli::OptionTable* table, PagesOptions* o) {
                         0.001, 1e6)
            .with_default("none: the next starts when one ends"),
        cli::bytes_option("kv-memory", &o->pool_bytes, "size of each side's pool")
-           .with_default("1 GiB, more for large requests"),
+           .with_default("512 MiB, more for large requests"),
        cli::flag_option("spin", &o->spin, "never sleep"),
        cli::cpus_option("pin", &o->pin, "CPU of the sender and CPU of the receiver, as 0,1")
            .with_default("none"),
@@ -149,15 +149,16 @@ Result<PagesPlan> check_pages(const PagesOptions& options) {
   plan.sets =
       std::clamp(static_cast<std::uint32_t>(std::min<std::uint64_t>(pool / request, kMostSets)),
                  least, std::max(least, kMostSets));
-  const std::uint64_t pages = std::uint64_t{plan.sets + 1} * plan.pages_each + 1;
+  const std::uint64_t pages =
+      PageSets::pages_needed(plan.sets, plan.pages_each, options.fragmentation);
   const std::uint64_t bytes = pages * plan.layout.page_bytes();
   if (pages > (1u << 24) || 3 * bytes > host_memory() ||
-      (options.pool_bytes != 0 && bytes > options.pool_bytes + 2 * request)) {
+      (options.pool_bytes != 0 && bytes > 2 * options.pool_bytes + 2 * request)) {
     return invalid_argument("each side needs a pool of " + format_bytes(bytes) + ", for " +
                             std::to_string(plan.sets) + " requests of " + format_bytes(request) +
                             ": lower --concurrency or the request's length, or raise --kv-memory");
   }
-  plan.pool_pages = PageSets::pages_needed(plan.sets, plan.pages_each);
+  plan.pool_pages = static_cast<std::uint32_t>(pages);
   const std::uint64_t requests = (kRoundBytes + request - 1) / request;
   plan.requests_a_round =
       static_cast<std::uint32_t>(std::clamp<std::uint64_t>(requests, options.concurrency, 4096));

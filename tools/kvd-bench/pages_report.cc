@@ -7,6 +7,7 @@
 #include "cli/output.h"
 #include "common/measure.h"
 #include "fabric/provider_details.h"
+#include "transfer/digest.h"
 
 namespace kvd::tools {
 namespace {

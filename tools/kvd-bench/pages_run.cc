@@ -6,6 +6,7 @@
 
 #include "common/measure.h"
 #include "kvd-bench/pages_domain.h"
+#include "kvd-bench/plain_writes.h"
 
 namespace kvd::tools {
 namespace {
@@ -13,21 +14,20 @@ namespace {
 constexpr std::uint64_t kMib = 1u << 20;
 constexpr double kGib = 1u << 30;
 constexpr int kDepthRounds = 5;
+constexpr std::uint64_t kDepthPart = 4;  // they are shorter than those that count
 constexpr std::size_t kPairsPerMib = 4;  // a round at 1 MiB after so many pairs
 constexpr std::size_t kPairsPerVerify = 16;
 constexpr std::uint32_t kIsolatedRequests = 300;
 
 class PagesRun {
  public:
-  PagesRun(const PagesPlan& plan, const PagesWatch& watch)
-      : watch_(watch), end_(clock_.now() + plan.options.max_time) {
-    out_.plan = plan;
-  }
+  PagesRun(const PagesPlan& plan, const PagesWatch& watch) : watch_(watch) { out_.plan = plan; }
   Status run();
   PagesResult take() { return std::move(out_); }
 
  private:
-  bool over() const { return clock_.now() >= end_ || (watch_.stop && watch_.stop()); }
+  bool stopped() const { return watch_.stop && watch_.stop(); }
+  bool over() const { return clock_.now() >= end_ || stopped(); }
   Status open();
   Status shape_ceiling();
   Status choose_depth();
@@ -36,12 +36,12 @@ class PagesRun {
   Status isolated();
   Status verify();
   Result<KvRound> kv_round();
-  Result<PlainRound> plain_round(PlainOrder order);
+  Result<PlainRound> plain_round(PlainOrder order, std::uint64_t bytes);
   bool tight() const;
 
   const PagesWatch& watch_;
   const SteadyClock clock_;
-  const TimePoint end_;
+  TimePoint end_ = kNever;  // the pools are there: what comes now is measuring
   std::unique_ptr<PagesPair> pair_;
   PagesResult out_;
   std::uint64_t round_bytes_ = 0;
@@ -58,6 +58,7 @@ Status PagesRun::open() {
   out_.libfabric_name = pair_->capabilities().libfabric_name;
   out_.huge_pages = pair_->huge_pages();
   out_.cold = pair_->cold();
+  end_ = clock_.now() + out_.plan.options.max_time;
   return {};
 }
 
@@ -67,10 +68,10 @@ Result<KvRound> PagesRun::kv_round() {
                          options.rate.value_or(0));
 }
 
-Result<PlainRound> PagesRun::plain_round(PlainOrder order) {
+Result<PlainRound> PagesRun::plain_round(PlainOrder order, std::uint64_t bytes) {
   order.seed = seed_++;
   order.count = static_cast<std::uint32_t>(
-      std::max<std::uint64_t>(1, (round_bytes_ + order.write_bytes / 2) / order.write_bytes));
+      std::max<std::uint64_t>(1, (bytes + order.write_bytes / 2) / order.write_bytes));
   return pair_->plain_round(order);
 }
 
@@ -116,7 +117,7 @@ Status PagesRun::choose_depth() {
     for (const std::uint64_t part : {1, 2, 4}) {
       PlainOrder order = out_.ceiling;
       order.depth = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, most / part));
-      const auto plain = plain_round(order);
+      const auto plain = plain_round(order, round_bytes_ / kDepthPart);
       if (!plain.ok()) return plain.status();
       rates[order.depth].push_back(plain->bytes_per_s());
       if (over()) break;
@@ -136,11 +137,11 @@ Status PagesRun::choose_depth() {
 Status PagesRun::one_pair() {
   const bool plain_first = out_.pairs.size() % 2 == 1;
   Result<PlainRound> plain = PlainRound{};
-  if (plain_first) plain = plain_round(out_.ceiling);
+  if (plain_first) plain = plain_round(out_.ceiling, round_bytes_);
   if (!plain.ok()) return plain.status();
   auto kv = kv_round();
   if (!kv.ok()) return kv.status();
-  if (!plain_first) plain = plain_round(out_.ceiling);
+  if (!plain_first) plain = plain_round(out_.ceiling, round_bytes_);
   if (!plain.ok()) return plain.status();
   RoundPair pair;
   pair.bytes = kv->bytes;
@@ -168,9 +169,10 @@ Status PagesRun::pairs() {
   PlainOrder mib;
   mib.write_bytes = std::min(kMib, pair_->capabilities().max_write_bytes);
   mib.depth = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, at_once));
-  while (!over() && out_.pairs.size() < out_.plan.options.most_pairs) {
+  const auto more = [this] { return out_.pairs.empty() ? !stopped() : !over(); };
+  while (more() && out_.pairs.size() < out_.plan.options.most_pairs) {
     if (out_.pairs.size() % kPairsPerMib == 0) {
-      const auto plain = plain_round(mib);
+      const auto plain = plain_round(mib, round_bytes_);
       if (!plain.ok()) return plain.status();
       out_.ceiling_1mib.push_back(plain->bytes_per_s());
     }
@@ -204,8 +206,8 @@ Status PagesRun::run() {
   KVD_RETURN_IF_ERROR(pairs());
   KVD_RETURN_IF_ERROR(verify());
   pair_.reset();
-  if (!(watch_.stop && watch_.stop())) KVD_RETURN_IF_ERROR(isolated());
-  out_.partial = out_.pairs.empty() || (watch_.stop && watch_.stop());
+  if (!stopped()) KVD_RETURN_IF_ERROR(isolated());
+  out_.partial = stopped();
   return {};
 }
 

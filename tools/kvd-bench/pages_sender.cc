@@ -7,6 +7,7 @@
 #include <optional>
 
 #include "base/log.h"
+#include "base/units.h"
 #include "control/zmq_channel.h"
 #include "device/host_buffer.h"
 #include "kvd-bench/page_sets.h"
