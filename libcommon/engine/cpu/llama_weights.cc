@@ -149,19 +149,27 @@ Status Loader::pack(LlamaWeights& weights, ThreadPool& pool) {
   weights.bytes = bytes_;
   std::byte* base = weights.memory.data();
   for (const PackJob& job : jobs_) job.matrix->data = base + job.offset;
-  std::vector<std::atomic<std::uint32_t>> next(jobs_.size());
+  struct Progress {
+    std::atomic<std::uint32_t> next{0}, done{0};  // panels
+  };
+  std::vector<Progress> progress(jobs_.size());
   pool.run([&](std::uint32_t) {
     for (std::size_t i = 0; i < jobs_.size(); ++i) {
       const PackJob& job = jobs_[i];
       const std::uint32_t panels = job.matrix->panels;
-      for (std::uint32_t p; (p = next[i].fetch_add(kPanelsAtOnce)) < panels;) {
-        for (std::uint32_t end = std::min(p + kPanelsAtOnce, panels); p < end; ++p) {
+      for (std::uint32_t begin; (begin = progress[i].next.fetch_add(kPanelsAtOnce)) < panels;) {
+        const std::uint32_t end = std::min(begin + kPanelsAtOnce, panels);
+        for (std::uint32_t p = begin; p < end; ++p) {
           pack_panel(*job.tensor, *job.matrix, p, base + job.offset + p * job.matrix->panel_bytes);
+        }
+        // Whoever packs the last panel gives the tensor's pages back, so that file and panels are
+        // never both in memory as a whole.
+        if (progress[i].done.fetch_add(end - begin) + end - begin == panels) {
+          file_.drop_cache(*job.tensor);
         }
       }
     }
   });
-  for (const PackJob& job : jobs_) file_.drop_cache(*job.tensor);
   if (weights.memory.huge_pages() == device::HugePages::kNone) {
     log_warn("weights are on small pages: enable transparent huge pages (madvise) for speed");
   }
