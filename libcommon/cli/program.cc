@@ -1,5 +1,7 @@
 #include "cli/program.h"
 
+#include <unistd.h>
+
 #include <CLI/App.hpp>
 #include <CLI/Config.hpp>
 #include <CLI/Formatter.hpp>
@@ -433,6 +435,20 @@ Environment process_environment() {
     if (value == nullptr) return std::nullopt;
     return std::string(value);
   };
+}
+
+std::map<std::string, std::string> environment_with(const std::vector<std::string>& prefixes) {
+  std::map<std::string, std::string> out;
+  for (char** entry = environ; entry != nullptr && *entry != nullptr; ++entry) {
+    const std::string text = *entry;
+    const std::size_t equals = text.find('=');
+    const bool wanted =
+        std::any_of(prefixes.begin(), prefixes.end(),
+                    [&](const std::string& prefix) { return text.starts_with(prefix); });
+    if (wanted && equals != std::string::npos)
+      out[text.substr(0, equals)] = text.substr(equals + 1);
+  }
+  return out;
 }
 
 Invocation parse(const Program& program, const std::vector<std::string>& arguments,

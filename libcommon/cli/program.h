@@ -8,6 +8,7 @@
 
 #include <functional>
 #include <iosfwd>
+#include <map>
 #include <optional>
 #include <string>
 #include <vector>
@@ -44,6 +45,8 @@ struct Program {
 // One of the process's variables; nothing when it is not set.
 using Environment = std::function<std::optional<std::string>(const std::string& name)>;
 Environment process_environment();
+// Those of the process's variables whose names begin with one of `prefixes`.
+std::map<std::string, std::string> environment_with(const std::vector<std::string>& prefixes);
 
 // What parse() decided, besides the fields it filled.
 struct Invocation {

@@ -78,6 +78,8 @@ RdmaPort read_port(const Tree& tree, const std::string& device, const std::strin
   out.link_layer = tree.read(out.path + "/link_layer").text;
   out.gbits_per_s = real_of(tree.read(out.path + "/rate").text);
   out.sm_lid = number_of(tree.read(out.path + "/sm_lid").text);
+  out.gids_known = !tree.list(out.path + "/gids").empty();
+  out.pkeys_known = !tree.list(out.path + "/pkeys").empty();
   out.gids = read_gids(tree, out.path);
   for (const std::string& name : first_entries(tree, out.path + "/pkeys")) {
     const auto key = number_of(tree.read(out.path + "/pkeys/" + name).text);

@@ -41,7 +41,8 @@ struct RdmaPort {
   std::string link_layer;  // "InfiniBand", "Ethernet", "Unknown" (EFA)
   double gbits_per_s = 0;
   std::optional<std::uint64_t> sm_lid;
-  std::vector<Gid> gids;  // those that are not zero
+  bool gids_known = false, pkeys_known = false;  // their folders can be read
+  std::vector<Gid> gids;                         // those that are not zero
   std::vector<std::uint64_t> pkeys;
 
   bool active() const { return state == "ACTIVE"; }
