@@ -170,9 +170,23 @@ def config() -> dict[str, bytes]:
             "bytes": b"64KiB\n", "duration": b"1.5s\n", "address": b"[::1]:7100\n"}
 
 
+def doctor() -> dict[str, bytes]:
+    sys.dont_write_bytecode = True
+    sys.path.insert(0, str(HERE.parent / "doctor"))
+    import unpack  # pylint: disable=import-outside-toplevel
+
+    seeds = {}
+    for name in ("roce", "lossy", "untuned-host", "infiniband", "blackwell-peermem", "slingshot", "efa", "unreadable"):
+        lines = [path + " = " + text.replace("\n", "\\n").replace("\t", "\\t") + "\n"
+                 for path, text in unpack.load(name)[0].items()]
+        seeds[name] = "".join(lines).encode()
+    return seeds
+
+
 def main() -> int:
     corpus = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "corpus"
-    for make in (proto, record, gguf, tokenizer, chat, http_json, http_answer, http_request, keys, config):
+    for make in (proto, record, gguf, tokenizer, chat, http_json, http_answer, http_request, keys, config,
+                 doctor):
         folder = corpus / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("seed-*"):
