@@ -33,7 +33,8 @@ class Inquiry final : LoopTask {
     bool send_drain = false;  // once it has answered
     bool send_leases = false;
     std::optional<proto::Leases> leases;
-    std::string refusal;  // why it has none
+    std::string refusal;        // the error that it answered with
+    bool unauthorized = false;  // that error was about our key
     bool drain_sent = false;
     bool answered = false;
     bool lost = false;  // not connected any more, after drain_sent
@@ -162,6 +163,13 @@ void Inquiry::take(const control::Received& received) {
   });
   if (worker == workers_.end()) return;
   Worker& entry = worker->second;
+  if (received.envelope.type == proto::MessageType::kError) {
+    if (const auto error = proto::decode_body<proto::Error>(received.envelope); error.ok()) {
+      entry.refusal = error->text;
+      entry.unauthorized = error->code == "unauthorized";
+    }
+    return;
+  }
   if (entry.send_leases) {
     take_leases(received, &entry);
     return;
@@ -177,16 +185,19 @@ void Inquiry::take(const control::Received& received) {
 }
 
 void Inquiry::take_leases(const control::Received& received, Worker* worker) {
-  if (received.envelope.type == proto::MessageType::kError) {
-    const auto error = proto::decode_body<proto::Error>(received.envelope);
-    if (error.ok()) worker->refusal = error->text;
-    return;
-  }
   if (received.envelope.type != proto::MessageType::kLeases) return;
   Result<proto::Leases> leases = proto::decode_body<proto::Leases>(received.envelope);
   if (!leases.ok() || !leases->reply) return;
   worker->incarnation = received.envelope.from;
   worker->leases = std::move(*leases);
+}
+
+Status refused(const std::string& address, const Inquiry::Worker& worker) {
+  if (worker.unauthorized) {
+    return Status(StatusCode::kNoProvider, address + " refuses: " + worker.refusal);
+  }
+  return Status(StatusCode::kIncompatible,
+                address + " is no prefill or decode worker: " + worker.refusal);
 }
 
 WorkerRow row_of(const std::string& address, const Inquiry::Worker& worker) {
@@ -252,6 +263,7 @@ Result<WorkerRow> drain_worker(const std::string& address, bool wait, const Admi
   bool gone = false;
   const Status status = inquiry.run([&](Inquiry& asked) {
     const Inquiry::Worker& worker = asked.workers().begin()->second;
+    if (!worker.refusal.empty()) return true;
     // An idle worker ends so soon after Drain that its answer may be lost with it.
     gone = worker.lost || (worker.drain_sent && asked.now() - worker.last_answer > kListedWait);
     if (gone) return true;
@@ -261,6 +273,7 @@ Result<WorkerRow> drain_worker(const std::string& address, bool wait, const Admi
   const Inquiry::Worker& worker = inquiry.workers().begin()->second;
   if (status.code() == StatusCode::kFailed) return status;
   if (!status.ok() && !worker.answered) return unavailable(address + ": " + status.message());
+  if (!worker.refusal.empty()) return refused(address, worker);
   if (!status.ok()) {
     return Status(StatusCode::kDeadline,
                   address + " still has " + std::to_string(worker.info.load.running) +
@@ -285,10 +298,7 @@ Result<WorkerLeases> list_leases(const std::string& address, const AdminOptions&
       inquiry.run([&](Inquiry&) { return worker.leases || !worker.refusal.empty(); });
   if (status.code() == StatusCode::kFailed) return status;
   if (!status.ok()) return unavailable(address + ": " + status.message());
-  if (!worker.leases) {
-    return Status(StatusCode::kIncompatible,
-                  address + " is no prefill or decode worker: " + worker.refusal);
-  }
+  if (!worker.leases) return refused(address, worker);
   WorkerLeases out{address, worker.incarnation.value, std::move(*worker.leases)};
   std::stable_sort(out.leases.leases.begin(), out.leases.leases.end(),
                    [](const proto::LeaseReport& a, const proto::LeaseReport& b) {

@@ -66,6 +66,7 @@ void Registry::join(const control::Received& received, TimePoint now) {
                                  {"incarnation", received.envelope.from}});
     }
     entry.member = {join->role, join->control, join->http, join->model, incarnation, join->load};
+    entry.identity = received.identity;
     entry.last_seen = now;
   }
   // A member that does not read its answers loses them, nothing else.
@@ -74,7 +75,8 @@ void Registry::join(const control::Received& received, TimePoint now) {
 
 void Registry::leave(const control::Received& received) {
   const auto entry = std::find_if(entries_.begin(), entries_.end(), [&](const auto& item) {
-    return item.second.member.incarnation == received.envelope.from.value;
+    return item.second.member.incarnation == received.envelope.from.value &&
+           item.second.identity == received.identity;
   });
   if (entry == entries_.end()) return;
   log_info("worker left", {{"role", entry->second.member.role}, {"worker", entry->first}});

@@ -40,6 +40,7 @@ class Registry {
  private:
   struct Entry {
     proto::Member member;
+    std::string identity;  // the key that it joined with
     TimePoint last_seen;
   };
   void join(const control::Received& received, TimePoint now);

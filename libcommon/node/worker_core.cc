@@ -142,7 +142,7 @@ Status WorkerCore::open_control() {
   if (!options_.common.keys.empty()) {
     auto keys = control::load_keys(options_.common.keys);
     if (!keys.ok()) return keys.status();
-    key_peers_ = keys->peers;
+    keys_ = *keys;
     zmq.keys = std::move(*keys);
   }
   auto channel = control::open_zmq_channel(zmq);
@@ -180,7 +180,8 @@ Duration WorkerCore::time_for(const http::ApiRequest& request) const {
 
 std::vector<std::string> WorkerCore::key_addresses(const std::string& role) const {
   std::vector<std::string> out;
-  for (const control::KeyEntry& entry : key_peers_) {
+  if (!keys_) return out;
+  for (const control::KeyEntry& entry : keys_->peers) {
     if (entry.role == role && !entry.address.empty()) out.push_back(entry.address);
   }
   return out;
@@ -232,9 +233,36 @@ proto::Described WorkerCore::describe(const proto::Load& load) const {
   return out;
 }
 
+std::string WorkerCore::objection(const control::Received& message) const {
+  using proto::MessageType;
+  std::string_view needed;
+  switch (message.envelope.type) {
+    case MessageType::kRegister:
+      needed = "decode";
+      break;
+    case MessageType::kDrain:
+      needed = "route";
+      break;
+    case MessageType::kLeases:
+      needed = "probe";
+      break;
+    default:
+      return {};  // asks for nothing, or belongs to a link that Register opened
+  }
+  if (!keys_) return {};
+  const control::KeyEntry* key = keys_->find(message.identity);
+  if (key != nullptr && key->role == needed) return {};
+  return std::string(proto::to_string(message.envelope.type)) + " needs a key that is listed as " +
+         std::string(needed) + "; this one is " + (key == nullptr ? "not listed" : key->role);
+}
+
 bool WorkerCore::on_message(const control::Received& message, const proto::Load& load) {
   using proto::MessageType;
   const proto::Envelope& envelope = message.envelope;
+  if (const std::string wrong = objection(message); !wrong.empty()) {
+    messenger_->refuse(message, "unauthorized", wrong);
+    return true;
+  }
   if (registry_ != nullptr && registry_->on_message(message)) return true;
   switch (envelope.type) {
     case MessageType::kDrain:

@@ -7,6 +7,7 @@
 
 #include <atomic>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -80,6 +81,8 @@ class WorkerCore {
   // A wildcard address is of no use to others: with the host of --fabric-addr, else of --listen.
   std::string reachable(const std::string& bound) const;
   proto::Described describe(const proto::Load& load) const;
+  // Empty, or why the key that this message came with may not send it.
+  std::string objection(const control::Received& message) const;
 
   WorkerOptions options_;
   std::string role_, http_;
@@ -92,7 +95,7 @@ class WorkerCore {
   std::unique_ptr<kv::PagePool> pool_;
   std::vector<std::unique_ptr<fabric::Domain>> domains_;
   std::vector<std::string> providers_;
-  std::vector<control::KeyEntry> key_peers_;
+  std::optional<control::KeyRing> keys_;  // of --keys
   std::unique_ptr<control::Channel> channel_;
   std::unique_ptr<control::Messenger> messenger_;
   std::unique_ptr<RegistryClient> registry_;

@@ -58,7 +58,8 @@ void TransferMetrics::bytes(const std::string& provider, const std::string& peer
   const std::string label = known ? peer : "other";
   auto [it, fresh] = bytes_.try_emplace({provider, label});
   if (fresh) {
-    it->second = metrics_->counter("kvd_transfer_bytes_total", "KV bytes that were committed",
+    it->second = metrics_->counter("kvd_transfer_bytes_total",
+                                   "KV bytes committed (decode) or written (prefill)",
                                    {{"provider", provider}, {"peer", label}});
   }
   it->second.add(static_cast<double>(bytes));
