@@ -114,7 +114,7 @@ struct ModelInfo {
   std::uint32_t vocab = 0;
   std::uint32_t context = 0;  // longest prompt + output
   std::uint64_t weight_bytes = 0;
-  std::string kernels;  // "scalar", "avx2", "mock"
+  std::string kernels;  // "scalar", "avx2", "avx512", "mock"
   TokenId eos = -1, bos = -1;
 };
 

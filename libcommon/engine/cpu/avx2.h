@@ -18,11 +18,14 @@ void linear(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const 
 // Of kQ5 and kQ6 (avx2_wide.cc).
 void linear_wide(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const Activations& x,
                  std::uint32_t rows, float* out, std::size_t out_stride, bool add);
+void rotate(float* head, const float* angles, std::uint32_t dims);
+void to_bf16(const float* from, std::uint32_t count, std::uint16_t* to);
 void prepare_query(float* head, std::uint32_t head_dim, float scale);
 void attend_block(const KvView& kv, std::uint32_t block, const Queries& queries,
                   std::uint32_t first_row, float* partials, std::byte* scratch);
 void merge(float* state, const float* partial, std::uint32_t head_dim);
 void finish(const float* state, std::uint32_t head_dim, float* out);
+constexpr Attention kAttention = {rotate, to_bf16, prepare_query, attend_block, merge, finish};
 
 // Cephes' expf, 2 ulp. Below -87 the result is about 1e-38, not 0.
 KVD_INLINE __m256 exp_ps(__m256 x) {

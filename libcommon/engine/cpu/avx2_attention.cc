@@ -137,6 +137,37 @@ void attend_tile(const Block& block, const Queries& queries, std::uint32_t row, 
 
 }  // namespace
 
+void rotate(float* head, const float* angles, std::uint32_t dims) {
+  std::uint32_t i = 0;
+  for (; i + 8 <= dims; i += 8) {
+    const __m256 v = _mm256_loadu_ps(head + i), at = _mm256_loadu_ps(angles + i);
+    const __m256 swapped = _mm256_mul_ps(_mm256_permute_ps(v, 0xB1), _mm256_movehdup_ps(at));
+    _mm256_storeu_ps(head + i, _mm256_fmaddsub_ps(v, _mm256_moveldup_ps(at), swapped));
+  }
+  for (; i < dims; i += 2) {
+    const float x = head[i], y = head[i + 1], c = angles[i], s = angles[i + 1];
+    head[i] = x * c - y * s;
+    head[i + 1] = x * s + y * c;
+  }
+}
+
+// As float_to_bf16() (float16.h).
+void to_bf16(const float* from, std::uint32_t count, std::uint16_t* to) {
+  const __m256i one = _mm256_set1_epi32(1), half = _mm256_set1_epi32(0x7FFF);
+  for (std::uint32_t i = 0; i < count; i += 8) {
+    const __m256 v = _mm256_loadu_ps(from + i);
+    const __m256i bits = _mm256_castps_si256(v);
+    const __m256i even = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
+    const __m256i rounded = _mm256_add_epi32(bits, _mm256_add_epi32(half, even));
+    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(v, v, _CMP_UNORD_Q));
+    const __m256i words = _mm256_srli_epi32(_mm256_blendv_epi8(rounded, quiet, nan), 16);
+    const __m128i packed =
+        _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), packed);
+  }
+}
+
 void prepare_query(float* head, std::uint32_t head_dim, float scale) {
   const __m256 factor = _mm256_set1_ps(scale);
   for (std::uint32_t i = 0; i < head_dim; i += 16) {

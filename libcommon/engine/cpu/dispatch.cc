@@ -1,25 +1,34 @@
 #include "engine/cpu/dispatch.h"
 
-#if defined(KVD_ENGINE_AVX2)
+#if defined(KVD_ENGINE_X86)
 #include <cpuid.h>
 #endif
 
 namespace kvd::engine::cpu {
 namespace {
 
-#if defined(KVD_ENGINE_AVX2)
+#if defined(KVD_ENGINE_X86)
 // Not one of the names that clang 14 knows for __builtin_cpu_supports.
 bool has_f16c() {
   unsigned eax = 0, ebx = 0, ecx = 0, edx = 0;
   return __get_cpuid(1, &eax, &ebx, &ecx, &edx) != 0 && (ecx & bit_F16C) != 0;
 }
+bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+         __builtin_cpu_supports("avx512vnni");
+}
 #endif
 
 std::vector<const Kernels*> usable() {
   std::vector<const Kernels*> kernels = {&kScalarKernels};
-#if defined(KVD_ENGINE_AVX2)
+#if defined(KVD_ENGINE_X86)
   if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && has_f16c()) {
     kernels.push_back(&kAvx2Kernels);
+    if (has_avx512()) {
+      const bool bf16 = __builtin_cpu_supports("avx512bf16");
+      kernels.push_back(bf16 ? &kAvx512Kernels : &kAvx512FloatKernels);
+    }
   }
 #endif
   return kernels;

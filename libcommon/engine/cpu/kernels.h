@@ -30,9 +30,10 @@ struct Activations {
 };
 
 // A row of quantized activations: columns int8 values, then for each block of 32 its scale, then
-// for each block scale * sum of values (both f32).
+// for each block scale * sum of values (both f32); then, only for AVX-512, for each block -128 *
+// sum of values, then for each block the same of its first 16 (both i32).
 static inline std::size_t quantized_row_bytes(std::size_t columns) {
-  return (columns + columns / kBlock * 8 + 63) / 64 * 64;
+  return (columns + columns / kBlock * 16 + 63) / 64 * 64;
 }
 
 // K and V of one layer and KV head of one sequence, where they lie in its pages.
@@ -62,6 +63,25 @@ struct Queries {
 // padding.
 static inline std::size_t partial_stride(std::size_t head_dim) { return head_dim + 8; }
 
+struct Attention {
+  // Rotates a head's first `dims` numbers in place, in pairs of neighbours; `angles` alternate
+  // between cosine and sine.
+  void (*rotate)(float* head, const float* angles, std::uint32_t dims);
+  // K and V as they are stored.
+  void (*to_bf16)(const float* from, std::uint32_t count, std::uint16_t* to);
+  // Brings a rotated query head into the order that attend_block reads, times `scale`.
+  void (*prepare_query)(float* head, std::uint32_t head_dim, float scale);
+  // Partial results of rows [first_row, rows) against tokens [64 block, 64 block + 64), up to each
+  // row's own position, which must not be before the block. `scratch`:
+  // attend_scratch_bytes(head_dim).
+  void (*attend_block)(const KvView& kv, std::uint32_t block, const Queries& queries,
+                       std::uint32_t first_row, float* partials, std::byte* scratch);
+  // state = state merged with the partial of the next block.
+  void (*merge)(float* state, const float* partial, std::uint32_t head_dim);
+  // The row's attention output, in plain order.
+  void (*finish)(const float* state, std::uint32_t head_dim, float* out);
+};
+
 struct Kernels {
   const char* name;
   // True when linear() reads Activations::quantized for block-quantized matrices.
@@ -80,17 +100,9 @@ struct Kernels {
   // gate = silu(gate) * up
   void (*swiglu)(float* gate, const float* up, std::uint32_t count);
 
-  // Brings a rotated query head into the order that attend_block reads, times `scale`.
-  void (*prepare_query)(float* head, std::uint32_t head_dim, float scale);
-  // Partial results of rows [first_row, rows) against tokens [64 block, 64 block + 64), up to each
-  // row's own position, which must not be before the block. `scratch`:
-  // attend_scratch_bytes(head_dim).
-  void (*attend_block)(const KvView& kv, std::uint32_t block, const Queries& queries,
-                       std::uint32_t first_row, float* partials, std::byte* scratch);
-  // state = state merged with the partial of the next block.
-  void (*merge)(float* state, const float* partial, std::uint32_t head_dim);
-  // The row's attention output, in plain order.
-  void (*finish)(const float* state, std::uint32_t head_dim, float* out);
+  Attention attention;
+  // For models whose weights are plain floats, so that nothing in them is coarser than these.
+  Attention exact_attention;
 };
 
 static inline std::size_t linear_scratch_bytes(std::size_t columns) {
@@ -105,6 +117,10 @@ extern const Kernels kScalarKernels;
 // For head dims that are multiples of 16; only to be called where the processor has AVX2, FMA and
 // F16C.
 extern const Kernels kAvx2Kernels;
+// Both are "avx512": only where it has AVX-512 F, BW, DQ, VL and VNNI as well, and the first where
+// it also has BF16.
+extern const Kernels kAvx512Kernels;
+extern const Kernels kAvx512FloatKernels;
 #endif
 
 }  // namespace kvd::engine::cpu

@@ -73,15 +73,7 @@ void swiglu(float* gate, const float* up, std::uint32_t count) {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2",
-                              true,
-                              quantize,
-                              avx2::linear,
-                              rms_norm,
-                              swiglu,
-                              avx2::prepare_query,
-                              avx2::attend_block,
-                              avx2::merge,
-                              avx2::finish};
+const Kernels kAvx2Kernels = {"avx2",   true,   quantize,         avx2::linear,
+                              rms_norm, swiglu, avx2::kAttention, avx2::kAttention};
 
 }  // namespace kvd::engine::cpu

@@ -59,6 +59,18 @@ void swiglu(float* gate, const float* up, std::uint32_t count) {
   }
 }
 
+void rotate(float* head, const float* angles, std::uint32_t dims) {
+  for (std::uint32_t i = 0; i < dims; i += 2) {
+    const float x = head[i], y = head[i + 1], c = angles[i], s = angles[i + 1];
+    head[i] = x * c - y * s;
+    head[i + 1] = x * s + y * c;
+  }
+}
+
+void to_bf16(const float* from, std::uint32_t count, std::uint16_t* to) {
+  for (std::uint32_t i = 0; i < count; ++i) to[i] = float_to_bf16(from[i]);
+}
+
 void prepare_query(float* head, std::uint32_t head_dim, float scale) {
   for (std::uint32_t i = 0; i < head_dim; ++i) head[i] *= scale;
 }
@@ -125,9 +137,11 @@ void finish(const float* state, std::uint32_t head_dim, float* out) {
   for (std::uint32_t i = 0; i < head_dim; ++i) out[i] = state[i] * inverse;
 }
 
+constexpr Attention kAttention = {rotate, to_bf16, prepare_query, attend_block, merge, finish};
+
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", false,         quantize,     linear, rms_norm,
-                                swiglu,   prepare_query, attend_block, merge,  finish};
+const Kernels kScalarKernels = {"scalar", false,  quantize,   linear,
+                                rms_norm, swiglu, kAttention, kAttention};
 
 }  // namespace kvd::engine::cpu

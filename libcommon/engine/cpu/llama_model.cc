@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "engine/cpu/dispatch.h"
-#include "engine/cpu/float16.h"
 #include "engine/cpu/kernels.h"
 #include "engine/cpu/llama_weights.h"
 #include "engine/cpu/step_plan.h"
@@ -66,20 +65,17 @@ struct Product {
 };
 
 // Vector attention takes heads 16 numbers at a time; other head dims use the scalar one.
-Kernels for_head_dim(Kernels kernels, std::uint32_t head_dim) {
-  if (head_dim % 16 != 0) {
-    kernels.prepare_query = kScalarKernels.prepare_query;
-    kernels.attend_block = kScalarKernels.attend_block;
-    kernels.merge = kScalarKernels.merge;
-    kernels.finish = kScalarKernels.finish;
-  }
-  return kernels;
+const Attention& attention_for(const Kernels& kernels, const LlamaConfig& config,
+                               const LlamaWeights& weights) {
+  if (config.head_dim % 16 != 0) return kScalarKernels.attention;
+  const bool quantized = !weights.layers.empty() && is_quantized(weights.layers[0].q.type);
+  return quantized ? kernels.attention : kernels.exact_attention;
 }
 
 class LlamaModel final : public CpuModel {
  public:
-  LlamaModel(const LlamaConfig& config, LlamaWeights weights, kv::KvLayout layout, Kernels kernels,
-             std::unique_ptr<ThreadPool> pool);
+  LlamaModel(const LlamaConfig& config, LlamaWeights weights, kv::KvLayout layout,
+             const Kernels& kernels, std::unique_ptr<ThreadPool> pool);
 
   const kv::KvLayout& layout() const override { return layout_; }
   std::uint32_t vocab() const override { return config_.vocab; }
@@ -108,7 +104,6 @@ class LlamaModel final : public CpuModel {
   void multiply(Worker& worker, const Rows& in, std::span<const Product> products, std::size_t rows,
                 bool add);
   void rotate_and_store(Worker& worker, std::uint32_t layer);
-  void rotate(float* head, std::size_t row) const;
   void attend(Worker& worker, std::uint32_t layer);
   void attend_task(const AttentionTask& task, std::uint32_t layer, std::byte* scratch);
   void merge_row(const MergeTask& task);
@@ -119,7 +114,8 @@ class LlamaModel final : public CpuModel {
   LlamaConfig config_;
   LlamaWeights weights_;
   kv::KvLayout layout_;
-  Kernels kernels_;
+  const Kernels& kernels_;
+  const Attention& attention_;
   std::unique_ptr<ThreadPool> pool_;
   std::byte* pool_base_ = nullptr;
 
@@ -132,11 +128,12 @@ class LlamaModel final : public CpuModel {
 };
 
 LlamaModel::LlamaModel(const LlamaConfig& config, LlamaWeights weights, kv::KvLayout layout,
-                       Kernels kernels, std::unique_ptr<ThreadPool> pool)
+                       const Kernels& kernels, std::unique_ptr<ThreadPool> pool)
     : config_(config),
       weights_(std::move(weights)),
       layout_(std::move(layout)),
       kernels_(kernels),
+      attention_(attention_for(kernels, config, weights_)),
       pool_(std::move(pool)),
       counters_(config.layers * std::size_t{16} + 16),
       scratch_(pool_->size()) {
@@ -269,34 +266,26 @@ void LlamaModel::multiply(Worker& worker, const Rows& in, std::span<const Produc
   });
 }
 
-void LlamaModel::rotate(float* head, std::size_t row) const {
-  const float* angles = angles_.get() + row * config_.rope_dim;
-  for (std::uint32_t i = 0; i < config_.rope_dim; i += 2) {
-    const float x = head[i], y = head[i + 1], c = angles[i], s = angles[i + 1];
-    head[i] = x * c - y * s;
-    head[i + 1] = x * s + y * c;
-  }
-}
-
 void LlamaModel::rotate_and_store(Worker& worker, std::uint32_t layer) {
   const std::uint32_t dim = config_.head_dim;
   const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
   share(worker, plan_.rows(), 1, [&](std::size_t row, std::size_t) {
+    const float* angles = angles_.get() + row * config_.rope_dim;
     float* query = query_.get() + row * config_.heads * dim;
     for (std::uint32_t h = 0; h < config_.heads; ++h) {
-      rotate(query + h * dim, row);
-      kernels_.prepare_query(query + h * dim, dim, scale);
+      attention_.rotate(query + h * dim, angles, config_.rope_dim);
+      attention_.prepare_query(query + h * dim, dim, scale);
     }
     const StepRow& at = plan_.row(row);
     std::byte* page = pool_base_ + at.page * layout_.page_bytes();
     const std::uint32_t token = at.position % layout_.page_size;
     for (std::uint32_t h = 0; h < config_.kv_heads; ++h) {
       const std::size_t from = (row * config_.kv_heads + h) * dim;
-      rotate(key_.get() + from, row);
+      attention_.rotate(key_.get() + from, angles, config_.rope_dim);
       auto* k = reinterpret_cast<std::uint16_t*>(page + layout_.offset(layer, false, h, token));
       auto* v = reinterpret_cast<std::uint16_t*>(page + layout_.offset(layer, true, h, token));
-      for (std::uint32_t i = 0; i < dim; ++i) k[i] = float_to_bf16(key_.get()[from + i]);
-      for (std::uint32_t i = 0; i < dim; ++i) v[i] = float_to_bf16(value_.get()[from + i]);
+      attention_.to_bf16(key_.get() + from, dim, k);
+      attention_.to_bf16(value_.get() + from, dim, v);
     }
   });
 }
@@ -331,7 +320,7 @@ void LlamaModel::attend_task(const AttentionTask& task, std::uint32_t layer, std
   if (task.split) {
     float* to = partials_.get() + task.partial * stride;
     for (std::uint32_t b = task.block_begin; b < task.block_end; ++b, to += group * stride) {
-      kernels_.attend_block(kv, b, queries, 0, to, scratch);
+      attention_.attend_block(kv, b, queries, 0, to, scratch);
     }
     return;
   }
@@ -340,14 +329,14 @@ void LlamaModel::attend_task(const AttentionTask& task, std::uint32_t layer, std
   for (std::uint32_t b = task.block_begin; b < task.block_end; ++b) {
     const std::uint32_t first_token = std::max(b * kKvBlock, task.position) - task.position;
     const std::uint32_t first_row = first_token * group;
-    kernels_.attend_block(kv, b, queries, first_row, b == 0 ? states : partials, scratch);
+    attention_.attend_block(kv, b, queries, first_row, b == 0 ? states : partials, scratch);
     for (std::uint32_t r = first_row; b != 0 && r < queries.rows; ++r) {
-      kernels_.merge(states + r * stride, partials + r * stride, dim);
+      attention_.merge(states + r * stride, partials + r * stride, dim);
     }
   }
   for (std::uint32_t r = 0; r < queries.rows; ++r) {
-    kernels_.finish(states + r * stride, dim,
-                    attended_.row(task.row + r / group) + head + r % group * dim);
+    attention_.finish(states + r * stride, dim,
+                      attended_.row(task.row + r / group) + head + r % group * dim);
   }
 }
 
@@ -357,9 +346,9 @@ void LlamaModel::merge_row(const MergeTask& task) {
   for (std::uint32_t g = 0; g < group; ++g) {
     float* state = partials_.get() + (task.partial + g) * stride;
     for (std::uint32_t b = 1; b < task.blocks; ++b) {
-      kernels_.merge(state, state + b * group * stride, dim);
+      attention_.merge(state, state + b * group * stride, dim);
     }
-    kernels_.finish(state, dim, attended_.row(task.row) + (task.kv_head * group + g) * dim);
+    attention_.finish(state, dim, attended_.row(task.row) + (task.kv_head * group + g) * dim);
   }
 }
 
@@ -414,9 +403,8 @@ Result<std::unique_ptr<CpuModel>> make_llama_model(const Gguf& file, const CpuOp
   auto pool = std::make_unique<ThreadPool>(options.threads, options.pin_cpus);
   Result<LlamaWeights> weights = LlamaWeights::load(file, *config, *pool);
   if (!weights.ok()) return weights.status();
-  return std::unique_ptr<CpuModel>(
-      std::make_unique<LlamaModel>(*config, std::move(*weights), std::move(layout),
-                                   for_head_dim(**kernels, config->head_dim), std::move(pool)));
+  return std::unique_ptr<CpuModel>(std::make_unique<LlamaModel>(
+      *config, std::move(*weights), std::move(layout), **kernels, std::move(pool)));
 }
 
 }  // namespace kvd::engine::cpu

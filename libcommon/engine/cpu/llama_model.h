@@ -25,7 +25,7 @@ struct CpuOptions {
   std::uint32_t page_size = 32;
   std::uint32_t threads = 0;  // 0: one for each usable processor
   std::vector<int> pin_cpus;
-  std::string kernels;  // "": the best this host has; "scalar", "avx2"
+  std::string kernels;  // "": the best this host has; "scalar", "avx2", "avx512"
 };
 
 class CpuModel : public Model {

@@ -1,0 +1,290 @@
+// Matrix products on panels (panels.h) with AVX-512: one register is a unit of 16 weight rows by 4
+// columns, and vpdpbusd multiplies it with 4 activations of a token. Decoding a block costs little
+// beside up to 16 tokens, so nothing is unpacked beforehand, for one token or for many.
+//
+// vpdpbusd takes unsigned by signed bytes. 4-bit weights are unsigned; 8-bit ones become so by
+// adding 128, which a sum makes up for by starting at -128 * (sum of activations): exact, as
+// integers are.
+//
+// A tile's arithmetic for a token does not depend on the tile's width: integer sums are exact, and
+// per block there are the same fused additions.
+#include <utility>
+
+#include "engine/cpu/avx512.h"
+
+namespace kvd::engine::cpu::avx512 {
+namespace {
+
+constexpr std::uint32_t kTile = 16;            // tokens at once
+constexpr std::uint32_t kFloatTile = 8;        // the same for float panels
+constexpr std::size_t kNearBytes = 384 << 10;  // of activations: stay in L2 while panels pass by
+
+KVD_INLINE __m512i load(const std::uint8_t* at) { return _mm512_load_si512(at); }
+// acc += w * the four activations at `x`, for each row. As assembly for its broadcasting operand,
+// which GCC 12 does not find.
+KVD_INLINE void multiply_add(__m512i& acc, __m512i w, const std::uint8_t* x) {
+  asm("vpdpbusd %2%{1to16%}, %1, %0"
+      : "+v"(acc)
+      : "v"(w), "m"(*reinterpret_cast<const std::uint8_t(*)[4]>(x)));
+}
+KVD_INLINE __m512i broadcast_int(const std::uint8_t* at) {
+  std::int32_t word;
+  __builtin_memcpy(&word, at, sizeof word);
+  return _mm512_set1_epi32(word);
+}
+KVD_INLINE __m512 broadcast_float(const std::uint8_t* at) {
+  float value;
+  __builtin_memcpy(&value, at, sizeof value);
+  return _mm512_set1_ps(value);
+}
+KVD_INLINE __m512 half16(const std::uint8_t* at) {
+  return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(at)));
+}
+
+// Signed bytes as unsigned ones, 128 more.
+KVD_INLINE __m512i plus_128(const std::uint8_t* at) {
+  return _mm512_xor_si512(load(at), _mm512_set1_epi8(-128));
+}
+// sum + dot * d * (the scale at `scale`)
+KVD_INLINE __m512 add_scaled(__m512 sum, __m512i dot, __m512 d, const std::uint8_t* scale) {
+  return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(d, broadcast_float(scale)), sum);
+}
+
+// Where the parts of one block are within a quantized row (kernels.h).
+struct BlockPlaces {
+  std::size_t values, scale, sum, start, half_start;
+};
+
+// A block of a panel: eight units of unsigned bytes, and how a token's dot products with them
+// become floats, added to `sum`. `row` is the token's quantized row.
+struct Q4Block {
+  static constexpr std::size_t kBytes = kQ4BlockBytes;
+  __m512i w[8];
+  __m512 d, m;
+
+  KVD_MEMBER explicit Q4Block(const std::uint8_t* block) {
+    const __m512i low = _mm512_set1_epi8(15);
+    for (std::size_t i = 0; i < 4; ++i) {
+      const __m512i unit = load(block + i * 64);
+      w[2 * i] = _mm512_and_si512(unit, low);
+      w[2 * i + 1] = _mm512_and_si512(_mm512_srli_epi16(unit, 4), low);
+    }
+    d = half16(block + 256);
+    m = half16(block + 288);
+  }
+  KVD_MEMBER __m512 add(__m512 sum, const std::uint8_t* row, const BlockPlaces& at) const {
+    __m512i dot = _mm512_setzero_si512();
+    for (std::size_t i = 0; i < 8; ++i) multiply_add(dot, w[i], row + at.values + 4 * i);
+    sum = add_scaled(sum, dot, d, row + at.scale);
+    return _mm512_fmadd_ps(m, broadcast_float(row + at.sum), sum);
+  }
+};
+
+struct Q5Block {
+  static constexpr std::size_t kBytes = kWideBlockBytes;
+  __m512i w[8];
+  __m512 d, m;
+
+  KVD_MEMBER explicit Q5Block(const std::uint8_t* block) {
+    for (std::size_t i = 0; i < 8; ++i) w[i] = load(block + i * 64);
+    d = half16(block + 512);
+    m = half16(block + 544);
+  }
+  KVD_MEMBER __m512 add(__m512 sum, const std::uint8_t* row, const BlockPlaces& at) const {
+    __m512i dot = _mm512_setzero_si512();
+    for (std::size_t i = 0; i < 8; ++i) multiply_add(dot, w[i], row + at.values + 4 * i);
+    sum = add_scaled(sum, dot, d, row + at.scale);
+    return _mm512_fmadd_ps(m, broadcast_float(row + at.sum), sum);
+  }
+};
+
+struct Q8Block {
+  static constexpr std::size_t kBytes = kQ8BlockBytes;
+  __m512i w[8];
+  __m512 d;
+
+  KVD_MEMBER explicit Q8Block(const std::uint8_t* block) {
+    for (std::size_t i = 0; i < 8; ++i) w[i] = plus_128(block + i * 64);
+    d = half16(block + 512);
+  }
+  KVD_MEMBER __m512 add(__m512 sum, const std::uint8_t* row, const BlockPlaces& at) const {
+    __m512i dot = broadcast_int(row + at.start);
+    for (std::size_t i = 0; i < 8; ++i) multiply_add(dot, w[i], row + at.values + 4 * i);
+    return add_scaled(sum, dot, d, row + at.scale);
+  }
+};
+
+// Each half of its columns has scales of its own.
+struct Q6Block {
+  static constexpr std::size_t kBytes = kWideBlockBytes;
+  __m512i w[8];
+  __m512 d[2];
+
+  KVD_MEMBER explicit Q6Block(const std::uint8_t* block) {
+    for (std::size_t i = 0; i < 8; ++i) w[i] = plus_128(block + i * 64);
+    d[0] = half16(block + 512);
+    d[1] = half16(block + 544);
+  }
+  KVD_MEMBER __m512 add(__m512 sum, const std::uint8_t* row, const BlockPlaces& at) const {
+    __m512i dot[2];
+    dot[0] = broadcast_int(row + at.half_start);
+    dot[1] = _mm512_sub_epi32(broadcast_int(row + at.start), dot[0]);
+    for (std::size_t i = 0; i < 8; ++i) multiply_add(dot[i / 4], w[i], row + at.values + 4 * i);
+    sum = add_scaled(sum, dot[0], d[0], row + at.scale);
+    return add_scaled(sum, dot[1], d[1], row + at.scale);
+  }
+};
+
+// What all tiles of a call share, and where this one is.
+struct Tile {
+  const std::uint8_t* panel;
+  std::size_t columns;
+  const std::uint8_t* x;  // its first token's row
+  std::size_t stride;     // bytes
+};
+
+template <typename Block, std::size_t T>
+void tile_quantized(const Tile& tile, __m512* out) {
+  const std::size_t blocks = tile.columns / kBlock;
+  const std::uint8_t* row[T];
+  __m512 sums[T];
+  for (std::size_t t = 0; t < T; ++t) {
+    row[t] = tile.x + t * tile.stride;
+    sums[t] = _mm512_setzero_ps();
+  }
+  BlockPlaces at{0, tile.columns, tile.columns + blocks * 4, tile.columns + blocks * 8,
+                 tile.columns + blocks * 12};
+  const std::uint8_t* panel = tile.panel;
+  for (std::size_t b = 0; b < blocks; ++b, panel += Block::kBytes) {
+    const Block block(panel);
+#pragma GCC unroll 16
+    for (std::size_t t = 0; t < T; ++t) sums[t] = block.add(sums[t], row[t], at);
+    at = {at.values + kBlock, at.scale + 4, at.sum + 4, at.start + 4, at.half_start + 4};
+  }
+  for (std::size_t t = 0; t < T; ++t) out[t] = sums[t];
+}
+
+// Columns k (even) and k + 1 of float panels.
+struct F32Columns {
+  __m512 w[2];
+  KVD_MEMBER F32Columns(const std::uint8_t* panel, std::size_t k) {
+    w[0] = _mm512_load_ps(panel + k * 64);
+    w[1] = _mm512_load_ps(panel + k * 64 + 64);
+  }
+};
+struct F16Columns {
+  __m512 w[2];
+  KVD_MEMBER F16Columns(const std::uint8_t* panel, std::size_t k) {
+    w[0] = half16(panel + k * 32);
+    w[1] = half16(panel + k * 32 + 32);
+  }
+};
+struct Bf16Columns {
+  __m512 w[2];
+  KVD_MEMBER Bf16Columns(const std::uint8_t* panel, std::size_t k) {
+    const __m512i pair = load(panel + k * 32);
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xFFFF0000U));
+    w[0] = _mm512_castsi512_ps(_mm512_slli_epi32(pair, 16));
+    w[1] = _mm512_castsi512_ps(_mm512_and_si512(pair, upper));
+  }
+};
+
+// The exact path: float activations. Even and odd columns have sums of their own, so that one token
+// does not wait for each addition.
+template <typename Columns, std::size_t T>
+void tile_float(const Tile& tile, __m512* out) {
+  const std::uint8_t* row[T];
+  __m512 sums[T][2];
+  for (std::size_t t = 0; t < T; ++t) {
+    row[t] = tile.x + t * tile.stride;
+    sums[t][0] = sums[t][1] = _mm512_setzero_ps();
+  }
+  for (std::size_t k = 0; k < tile.columns; k += 2) {
+    const Columns columns(tile.panel, k);
+#pragma GCC unroll 8
+    for (std::size_t t = 0; t < T; ++t) {
+      sums[t][0] = _mm512_fmadd_ps(columns.w[0], broadcast_float(row[t] + k * 4), sums[t][0]);
+      sums[t][1] = _mm512_fmadd_ps(columns.w[1], broadcast_float(row[t] + k * 4 + 4), sums[t][1]);
+    }
+  }
+  for (std::size_t t = 0; t < T; ++t) out[t] = _mm512_add_ps(sums[t][0], sums[t][1]);
+}
+
+// The tile functions of a panel type, by number of tokens less one.
+using TileFunction = void (*)(const Tile&, __m512*);
+struct TileFunctions {
+  TileFunction of[kTile];
+  std::uint32_t most;
+};
+template <typename Block, std::size_t... T>
+constexpr TileFunctions quantized_tiles(std::index_sequence<T...>) {
+  return {{tile_quantized<Block, T + 1>...}, kTile};
+}
+template <typename Columns, std::size_t... T>
+constexpr TileFunctions float_tiles(std::index_sequence<T...>) {
+  return {{tile_float<Columns, T + 1>...}, kFloatTile};
+}
+constexpr std::make_index_sequence<kTile> kWidths;
+constexpr std::make_index_sequence<kFloatTile> kFloatWidths;
+constexpr TileFunctions kQ4 = quantized_tiles<Q4Block>(kWidths);
+constexpr TileFunctions kQ5 = quantized_tiles<Q5Block>(kWidths);
+constexpr TileFunctions kQ6 = quantized_tiles<Q6Block>(kWidths);
+constexpr TileFunctions kQ8 = quantized_tiles<Q8Block>(kWidths);
+constexpr TileFunctions kF32 = float_tiles<F32Columns>(kFloatWidths);
+constexpr TileFunctions kF16 = float_tiles<F16Columns>(kFloatWidths);
+constexpr TileFunctions kBf16 = float_tiles<Bf16Columns>(kFloatWidths);
+
+const TileFunctions& tiles_of(PanelType type) {
+  switch (type) {
+    case PanelType::kQ4:
+      return kQ4;
+    case PanelType::kQ5:
+      return kQ5;
+    case PanelType::kQ6:
+      return kQ6;
+    case PanelType::kQ8:
+      return kQ8;
+    case PanelType::kF16:
+      return kF16;
+    case PanelType::kBF16:
+      return kBf16;
+    case PanelType::kF32:
+      break;
+  }
+  return kF32;
+}
+
+KVD_INLINE std::uint32_t least(std::uint32_t a, std::uint32_t b) { return a < b ? a : b; }
+
+}  // namespace
+
+void linear(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const Activations& x,
+            std::uint32_t rows, float* out, std::size_t out_stride, bool add, std::byte*) {
+  const TileFunctions& tiles = tiles_of(matrix.type);
+  const bool quantized = is_quantized(matrix.type);
+  const auto* first = quantized ? reinterpret_cast<const std::uint8_t*>(x.quantized)
+                                : reinterpret_cast<const std::uint8_t*>(x.floats);
+  Tile tile{nullptr, matrix.columns, nullptr,
+            quantized ? x.quantized_stride : x.float_stride * sizeof(float)};
+  const auto near_rows = static_cast<std::uint32_t>(kNearBytes / tile.stride / kTile + 1) * kTile;
+  __m512 sums[kTile];
+  for (std::uint32_t near = 0; near < rows; near += near_rows) {
+    const std::uint32_t near_end = least(rows, near + near_rows);
+    for (std::uint32_t panel = begin; panel < end; ++panel) {
+      tile.panel = reinterpret_cast<const std::uint8_t*>(matrix.data + panel * matrix.panel_bytes);
+      const __mmask16 valid = first_lanes(matrix.rows - panel * kPanelRows);
+      for (std::uint32_t row = near; row < near_end; row += tiles.most) {
+        const std::uint32_t count = least(tiles.most, near_end - row);
+        tile.x = first + row * tile.stride;
+        tiles.of[count - 1](tile, sums);
+        float* to = out + row * out_stride + std::size_t{panel} * kPanelRows;
+        for (std::uint32_t t = 0; t < count; ++t, to += out_stride) {
+          if (add) sums[t] = _mm512_add_ps(_mm512_maskz_loadu_ps(valid, to), sums[t]);
+          _mm512_mask_storeu_ps(to, valid, sums[t]);
+        }
+      }
+    }
+  }
+}
+
+}  // namespace kvd::engine::cpu::avx512
