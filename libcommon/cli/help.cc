@@ -62,7 +62,7 @@ std::string options_text(const std::vector<Option>& options, bool all) {
   for (const auto& category : categories) {
     std::string block;
     for (const auto& option : options) {
-      if (option.category == category && (all || !option.advanced)) {
+      if (option.category == category && !option.hidden && (all || !option.advanced)) {
         block += option_entry(option, all);
       }
     }

@@ -195,6 +195,11 @@ Option Option::as_secret() && {
   return std::move(*this);
 }
 
+Option Option::completed_by(std::vector<std::string> values) && {
+  words = std::move(values);
+  return std::move(*this);
+}
+
 std::string Option::env_name() const {
   std::string out = "KVD_";
   for (const char c : name) {
@@ -385,6 +390,7 @@ Option choice_option(std::string name, std::vector<std::string> names,
                      std::function<void(std::size_t)> set_index,
                      std::function<std::size_t()> get_index, std::string help) {
   Option option = row(std::move(name), Option::Kind::kValue, join(names, "|"), std::move(help));
+  option.words = names;
   option.set = [names, set_index](const std::string& value) -> Status {
     const auto it = std::find(names.begin(), names.end(), value);
     if (it == names.end()) return bad_value(value, "one of " + join(names, ", "));

@@ -37,6 +37,8 @@ struct Option {
   bool secret = false;       // never shown
   bool splits = false;       // kList: commas and blanks separate elements, further arguments follow
   bool argv_only = false;    // neither in the environment nor in a config file
+  bool hidden = false;       // in no help
+  std::vector<std::string> words;  // what a shell may complete the value to
 
   std::function<Status(const std::string& value)> set;  // kList: adds one element
   std::function<void()> clear;                          // kList only
@@ -46,6 +48,7 @@ struct Option {
   Option with_default(std::string text) &&;
   Option hidden_in_brief() &&;  // advanced
   Option as_secret() &&;
+  Option completed_by(std::vector<std::string> values) &&;
 
   std::string env_name() const;  // "KVD_KV_MEMORY"
 };

@@ -10,6 +10,7 @@
 #include <iostream>
 #include <sstream>
 
+#include "cli/completion.h"
 #include "cli/config_file.h"
 #include "cli/exit_code.h"
 #include "cli/output.h"
@@ -24,6 +25,7 @@ using Arguments = std::vector<std::string>;
 // What every program has, beside its own table.
 struct Standard {
   bool help = false, help_all = false, version = false, json = false, print_config = false;
+  std::optional<Shell> completion;
   std::string config;
   LogLevel log_level = LogLevel::kInfo;
   LogFormat log_format = LogFormat::kText;
@@ -38,6 +40,11 @@ void add_standard(OptionTable* table, Standard* s) {
   general.push_back(
       flag_option("print-config", &s->print_config, "print what every option is, and why, and exit")
           .hidden_in_brief());
+  general.push_back(choice_option<std::optional<Shell>>(
+      "completion", &s->completion,
+      {{"bash", Shell::kBash}, {"zsh", Shell::kZsh}, {"fish", Shell::kFish}},
+      "print a script that completes this program's words, and exit"));
+  general.back().hidden = true;
   for (auto& option : general) option.argv_only = true;
   general.push_back(text_option("config", "FILE", &s->config, "read options from FILE: key = value")
                         .hidden_in_brief());
@@ -98,6 +105,7 @@ class Parse {
   std::vector<std::string> names(bool dashes) const;
   std::optional<int> answer() const;
   void print_version() const;
+  void print_completion() const;
   void print_config() const;
   int fail(const Status& status) const;
 
@@ -361,6 +369,17 @@ void Parse::print_config() const {
   out_ << (standard_.json ? json.take() + "\n" : text);
 }
 
+void Parse::print_completion() const {
+  std::vector<CompletedCommand> commands;
+  for (const Command& command : program_.commands) {
+    OptionTable table = command.options;
+    Standard fields;
+    add_standard(&table, &fields);
+    commands.push_back({command.name, command.summary, table.options()});
+  }
+  out_ << completion_script(*standard_.completion, program_.name, commands);
+}
+
 // The exit code when a standard option is all that was asked for.
 std::optional<int> Parse::answer() const {
   if (standard_.help || standard_.help_all) {
@@ -369,6 +388,10 @@ std::optional<int> Parse::answer() const {
   }
   if (standard_.version) {
     print_version();
+    return kExitOk;
+  }
+  if (standard_.completion) {
+    print_completion();
     return kExitOk;
   }
   return std::nullopt;
@@ -409,7 +432,7 @@ Invocation Parse::run() {
   sources_.resize(table_.options().size());
   if (Status s = read_arguments(); !s.ok()) return failed(s);
   // Help and version answer even where the environment or a file is wrong.
-  for (const char* name : {"help", "help-all", "version", "json"}) {
+  for (const char* name : {"help", "help-all", "version", "completion", "json"}) {
     if (Status s = apply_one(*table_.find(name), source(name)); !s.ok()) return failed(s);
   }
   result.exit = answer();

@@ -26,6 +26,12 @@ struct DoctorFields {
   bool all = false;
 };
 
+std::vector<std::string> check_names() {
+  std::vector<std::string> out;
+  for (const doctor::Check& check : doctor::all_checks()) out.emplace_back(check.id);
+  return out;
+}
+
 cli::Command doctor_command(DoctorFields* f) {
   cli::Command command;
   command.name = "doctor";
@@ -55,8 +61,7 @@ cli::Command doctor_command(DoctorFields* f) {
 }
 
 Status check_ids(const std::vector<std::string>& ids, const std::string& option) {
-  std::vector<std::string> known;
-  for (const doctor::Check& check : doctor::all_checks()) known.emplace_back(check.id);
+  const std::vector<std::string> known = check_names();
   for (const std::string& id : ids) {
     if (std::find(known.begin(), known.end(), id) != known.end()) continue;
     const std::string near = cli::nearest(id, known);

@@ -37,11 +37,11 @@ void check_growth(const Inputs& in, const std::vector<std::string>& endings, con
                   const std::string& command, Verdict* out) {
   std::size_t counters = 0;
   std::uint64_t total = 0;
-  for (const auto& [path, value] : in.before) {
+  for (const auto& counter : in.before) {
     if (std::any_of(endings.begin(), endings.end(),
-                    [&](const std::string& ending) { return path.ends_with(ending); })) {
+                    [&](const std::string& ending) { return counter.first.ends_with(ending); })) {
       ++counters;
-      total += value;
+      total += counter.second;
     }
   }
   if (counters == 0) return out->skip(none);

@@ -224,12 +224,12 @@ std::vector<std::pair<std::string, std::uint64_t>> grown(const Inputs& in,
                                                          const std::vector<std::string>& endings) {
   std::vector<std::pair<std::string, std::uint64_t>> out;
   if (!in.after) return out;
-  for (const auto& [path, before] : in.before) {
-    const auto after = in.after->find(path);
-    if (after == in.after->end() || after->second <= before) continue;
+  for (const auto& before : in.before) {
+    const auto after = in.after->find(before.first);
+    if (after == in.after->end() || after->second <= before.second) continue;
     if (std::any_of(endings.begin(), endings.end(),
-                    [&](const std::string& ending) { return path.ends_with(ending); })) {
-      out.emplace_back(path, after->second - before);
+                    [&](const std::string& ending) { return before.first.ends_with(ending); })) {
+      out.emplace_back(before.first, after->second - before.second);
     }
   }
   return out;
