@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 
 #include "base/units.h"
 
@@ -29,6 +30,7 @@ WritePipeline::WritePipeline(Endpoint* endpoint, PeerHandle peer, const Capabili
       capabilities_(capabilities),
       clock_(clock),
       post_timeout_(post_timeout),
+      posted_(std::bit_ceil(2 * std::size_t{std::max(1u, capabilities.max_inflight_ops)})),
       next_context_(first_context()) {}
 
 void WritePipeline::enqueue(StreamId stream, QueuedWrite write) {
@@ -76,6 +78,8 @@ void WritePipeline::pump() {
         inflight_bytes_ + bytes > capabilities_.max_inflight_bytes) {
       return;
     }
+    // Where writes complete out of order an old one may still hold the next cell.
+    while (cell_of(next_context_).context != 0) ++next_context_;
     WriteRequest request{.local = write.local,
                          .remote = write.remote,
                          .context = next_context_,
@@ -96,7 +100,8 @@ void WritePipeline::pump() {
       return;
     }
     stuck_since_ = {0};
-    posted_.emplace(next_context_++, Posted{id, write.tag, bytes, now});
+    cell_of(next_context_) = {next_context_, id, write.tag, bytes, now};
+    ++next_context_;
     ++inflight_ops_;
     inflight_bytes_ += bytes;
     ++stream.inflight;
@@ -109,10 +114,10 @@ void WritePipeline::pump() {
 
 std::optional<WriteResult> WritePipeline::on_completion(const Completion& completion) {
   if (completion.kind != CompletionKind::kWrite) return std::nullopt;
-  auto it = posted_.find(completion.context);
-  if (it == posted_.end()) return std::nullopt;
-  const Posted posted = it->second;
-  posted_.erase(it);
+  Posted& cell = cell_of(completion.context);
+  if (completion.context == 0 || cell.context != completion.context) return std::nullopt;
+  const Posted posted = cell;
+  cell.context = 0;
   --inflight_ops_;
   inflight_bytes_ -= posted.bytes;
   // Something moves: EAGAIN starts to count anew.

@@ -15,7 +15,6 @@
 #include <functional>
 #include <map>
 #include <optional>
-#include <unordered_map>
 #include <vector>
 
 #include "base/clock.h"
@@ -74,11 +73,13 @@ class WritePipeline {
     std::size_t inflight = 0;
   };
   struct Posted {
-    StreamId stream;
-    std::uint64_t tag;
-    std::uint64_t bytes;
-    TimePoint posted;
+    std::uint64_t context = 0;  // 0: free
+    StreamId stream = 0;
+    std::uint64_t tag = 0;
+    std::uint64_t bytes = 0;
+    TimePoint posted{0};
   };
+  Posted& cell_of(std::uint64_t context) { return posted_[context & (posted_.size() - 1)]; }
 
   Endpoint* endpoint_;
   PeerHandle peer_;
@@ -86,8 +87,8 @@ class WritePipeline {
   const Clock* clock_;
   Duration post_timeout_;
   std::map<StreamId, Stream> streams_;
-  std::deque<StreamId> turn_;  // streams with queued writes, next first
-  std::unordered_map<std::uint64_t, Posted> posted_;
+  std::deque<StreamId> turn_;   // streams with queued writes, next first
+  std::vector<Posted> posted_;  // by context, modulo its size: a power of two, never half full
   std::uint64_t next_context_ = 1;
   std::size_t inflight_ops_ = 0, queued_ops_ = 0;
   std::uint64_t inflight_bytes_ = 0, bytes_completed_ = 0, writes_completed_ = 0;

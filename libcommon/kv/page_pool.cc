@@ -1,6 +1,7 @@
 #include "kv/page_pool.h"
 
 #include <algorithm>
+#include <bit>
 
 namespace kvd::kv {
 
@@ -36,13 +37,81 @@ std::vector<PageRun> to_runs(std::span<const PageIndex> pages) {
   return runs;
 }
 
+namespace {
+
+// Of runs in order of address that together have `count` pages at least: the longest, still in
+// order; as many as are needed.
+void keep_longest(std::vector<PageRun>* runs, std::uint32_t count) {
+  // Pages by the length of their run; what is longer than the last bucket is taken first.
+  constexpr std::uint32_t kBuckets = 1024;
+  std::vector<std::uint64_t> pages(kBuckets + 1, 0);
+  for (const PageRun& run : *runs) pages[std::min(run.count, kBuckets)] += run.count;
+  std::uint32_t shortest = kBuckets;
+  std::uint64_t longer = 0;  // pages in runs above `shortest`
+  while (shortest > 1 && longer + pages[shortest] < count) longer += pages[shortest--];
+  std::uint64_t wanted = count - longer;  // of runs that are just as long as `shortest`
+  std::erase_if(*runs, [&](const PageRun& run) {
+    const std::uint32_t length = std::min(run.count, kBuckets);
+    if (length > shortest) return false;
+    if (length < shortest || wanted == 0) return true;
+    wanted -= std::min<std::uint64_t>(wanted, run.count);
+    return false;
+  });
+}
+
+}  // namespace
+
 PagePool::PagePool(KvLayout layout, std::byte* memory, std::uint32_t page_count)
     : layout_(std::move(layout)),
       memory_(memory),
       page_count_(page_count),
-      free_(page_count, true) {
+      free_((page_count + 63) / 64, ~std::uint64_t{0}) {
   KVD_CHECK(layout_.validate().ok());
+  if (page_count % 64 != 0) free_.back() = (std::uint64_t{1} << (page_count % 64)) - 1;
   counts_.free = page_count;
+}
+
+void PagePool::free_runs(PageIndex from, PageIndex until, std::uint32_t enough,
+                         std::vector<PageRun>* out) const {
+  PageIndex page = from;
+  while (page < until) {
+    // To the next free page, then to the next taken one; each step skips the rest of its word.
+    const std::uint64_t word = free_[page / 64] >> (page % 64);
+    if (word == 0) {
+      page = (page / 64 + 1) * 64;
+      continue;
+    }
+    page += static_cast<PageIndex>(std::countr_zero(word));
+    if (page >= until) return;
+    const PageIndex first = page;
+    while (page < until) {
+      const auto ones = static_cast<PageIndex>(std::countr_one(free_[page / 64] >> (page % 64)));
+      page += ones;
+      if (ones == 0 || page % 64 != 0) break;
+    }
+    page = std::min(page, until);
+    out->push_back({first, page - first});
+    if (page - first >= enough) return;
+  }
+}
+
+std::vector<PageRun> PagePool::choose(std::uint32_t count) const {
+  // Next fit: what was just given back rests, and long runs are not nibbled at.
+  std::vector<PageRun> later, runs;
+  free_runs(search_from_, page_count_, count, &later);
+  if (!later.empty() && later.back().count >= count) return {later.back()};
+  free_runs(0, search_from_, count, &runs);
+  if (!runs.empty() && runs.back().count >= count) return {runs.back()};
+  // In order of address; what the start of the search cut in two is one run again.
+  auto next = later.begin();
+  if (!runs.empty() && !later.empty() && runs.back().first + runs.back().count == next->first) {
+    runs.back().count += next->count;
+    if (runs.back().count >= count) return {runs.back()};
+    ++next;
+  }
+  runs.insert(runs.end(), next, later.end());
+  keep_longest(&runs, count);
+  return runs;
 }
 
 Result<LeaseId> PagePool::lease(std::uint32_t count, TimePoint now) {
@@ -51,23 +120,16 @@ Result<LeaseId> PagePool::lease(std::uint32_t count, TimePoint now) {
     return Status(StatusCode::kResourceExhausted, std::to_string(count) + " pages wanted, " +
                                                       std::to_string(counts_.free) + " free");
   }
-  // First a single run that is long enough (next fit), else the free pages in order of address,
-  // which are as few runs as a sweep can find.
   std::vector<PageIndex> pages;
   pages.reserve(count);
-  std::uint32_t run = 0;
-  for (std::uint32_t step = 0; step < page_count_ && run < count; ++step) {
-    const std::uint32_t page = (search_from_ + step) % page_count_;
-    if (page == 0) run = 0;
-    run = free_[page] ? run + 1 : 0;
-    if (run == count) {
-      for (std::uint32_t i = 0; i < count; ++i) pages.push_back(page + 1 - count + i);
+  for (const PageRun& run : choose(count)) {
+    for (std::uint32_t i = 0; i < run.count && pages.size() < count; ++i) {
+      const PageIndex page = run.first + i;
+      free_[page / 64] &= ~(std::uint64_t{1} << (page % 64));
+      pages.push_back(page);
     }
   }
-  for (std::uint32_t page = 0; pages.size() < count; ++page) {
-    if (free_[page]) pages.push_back(page);
-  }
-  for (const PageIndex page : pages) free_[page] = false;
+  KVD_CHECK(pages.size() == count);
   search_from_ = (pages.back() + 1) % page_count_;
   counts_.free -= count;
   counts_.leased += count;
@@ -119,8 +181,8 @@ void PagePool::release(LeaseId lease, Proof proof) {
   KVD_CHECK(proof != Proof::kNeverExposed || !entry.peer);
   const auto count = static_cast<std::uint32_t>(entry.pages.size());
   for (const PageIndex page : entry.pages) {
-    KVD_CHECK(!free_[page]);
-    free_[page] = true;
+    KVD_CHECK(!is_free(page));
+    free_[page / 64] |= std::uint64_t{1} << (page % 64);
   }
   (entry.quarantined ? counts_.quarantined : counts_.leased) -= count;
   counts_.free += count;

@@ -78,8 +78,9 @@ class PagePool {
   std::byte* memory() const { return memory_; }
   std::uint64_t memory_bytes() const { return std::uint64_t{page_count_} * layout_.page_bytes(); }
 
-  // All or nothing; prefers few long runs. kResourceExhausted when not free now (never possible
-  // when count > page_count: the caller checks that first).
+  // All or nothing; one run of pages where there is one, else the longest there are, in order of
+  // address: neighbours on both sides travel in one write. kResourceExhausted when not free now
+  // (never possible when count > page_count: the caller checks that first).
   Result<LeaseId> lease(std::uint32_t count, TimePoint now);
   // The pages of a lease in sequence order. Valid until the lease is released.
   std::span<const PageIndex> pages(LeaseId lease) const;
@@ -112,8 +113,16 @@ class PagePool {
   KvLayout layout_;
   std::byte* memory_;
   std::uint32_t page_count_;
-  std::vector<bool> free_;  // by page
-  std::uint32_t search_from_ = 0;
+  bool is_free(PageIndex page) const { return (free_[page / 64] >> (page % 64) & 1) != 0; }
+  // Runs of free pages in [from, until), in order, until one has `enough`. Each ends at `until`.
+  void free_runs(PageIndex from, PageIndex until, std::uint32_t enough,
+                 std::vector<PageRun>* out) const;
+  // For so many pages, of which enough are free: in order of address, the last may have more.
+  std::vector<PageRun> choose(std::uint32_t count) const;
+
+  // A bit for each page: a pool of 2 GiB in small pages is searched in some microseconds.
+  std::vector<std::uint64_t> free_;
+  PageIndex search_from_ = 0;
   PageCounts counts_;
   std::uint64_t next_lease_ = 1;
   std::unordered_map<LeaseId, Lease> leases_;

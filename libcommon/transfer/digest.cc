@@ -4,6 +4,8 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <array>
+#include <utility>
 
 #include "base/check.h"
 #include "base/rng.h"
@@ -12,6 +14,31 @@ namespace kvd::transfer {
 namespace {
 constexpr std::uint64_t kLineBytes = 64;
 constexpr std::uint64_t kLineStream = 0x6469676573740000;  // keeps these draws apart from others
+
+// Lines far apart are hashed some at a time: all of them are asked for before the first is needed,
+// so that memory is waited for once and not for each line.
+class Lines {
+ public:
+  explicit Lines(XXH3_state_t* state) : state_(state) {}
+  void add(const std::byte* line, std::uint64_t bytes) {
+    __builtin_prefetch(line);
+    __builtin_prefetch(line + bytes - 1);
+    lines_[count_++] = {line, bytes};
+    if (count_ == lines_.size()) flush();
+  }
+  void flush() {
+    for (std::size_t i = 0; i < count_; ++i) {
+      XXH3_64bits_update(state_, lines_[i].first, lines_[i].second);
+    }
+    count_ = 0;
+  }
+
+ private:
+  XXH3_state_t* state_;
+  std::array<std::pair<const std::byte*, std::uint64_t>, 32> lines_{};
+  std::size_t count_ = 0;
+};
+
 }  // namespace
 
 std::uint64_t sample_line(RoomId room, std::uint64_t unit, std::uint64_t unit_bytes) {
@@ -43,6 +70,7 @@ std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<cons
     for (PageIndex page : pages) XXH3_64bits_update(&state, pool.page(page), layout.page_bytes());
     return XXH3_64bits_digest(&state);
   }
+  Lines lines(&state);
   const std::vector<PageUnit> units = page_units(layout);
   std::uint64_t number = 0;
   for (std::size_t i = 0; i < pages.size(); ++i) {
@@ -51,10 +79,11 @@ std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<cons
     for (const PageUnit& unit : units) {
       const std::uint64_t bytes = unit.end - unit.begin;
       const std::uint64_t drawn = unit.begin + sample_line(room, number++, bytes);
-      XXH3_64bits_update(&state, page + drawn, std::min(bytes, kLineBytes));
-      XXH3_64bits_update(&state, page + last_line(layout, unit, used), std::min(bytes, kLineBytes));
+      lines.add(page + drawn, std::min(bytes, kLineBytes));
+      lines.add(page + last_line(layout, unit, used), std::min(bytes, kLineBytes));
     }
   }
+  lines.flush();
   return XXH3_64bits_digest(&state);
 }
 

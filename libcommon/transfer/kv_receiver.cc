@@ -174,7 +174,7 @@ Status KvReceiver::open_room(const std::string& prefill_address, RoomRequest req
   room->opened = now;
   proto::OpenRoom open;
   open.request = room->key;
-  open.prompt = request.prompt;
+  open.prompt = std::move(request.prompt);  // a long one is not copied
   open.sampling = request.sampling;
   open.choice = request.choice;
   open.timeout_ms = request.deadline <= now
@@ -182,6 +182,7 @@ Status KvReceiver::open_room(const std::string& prefill_address, RoomRequest req
                         : static_cast<std::uint64_t>((request.deadline - now).count() / 1'000'000);
   const Status sent = impl_->messenger_->send_in_link(
       link->ref, link->peer, link->epoch, link->sequence.next_out(), request.room, open);
+  request.prompt = std::move(open.prompt);
   if (!sent.ok()) {
     impl_->note_end(link, sent.with_context("cannot send to the peer"));
     return sent;

@@ -64,6 +64,7 @@ struct SenderLink {
   TimePoint last_heard, next_heartbeat, last_progress;
   std::set<RoomId> rooms;
   std::vector<RoomId> closing;  // computed, record not yet queued
+  std::uint64_t new_bytes = 0;  // completed, not yet in the metrics
   Status end;                   // not ok: ends in settle()
 
   const fabric::Capabilities& capabilities() const { return domain->capabilities(); }

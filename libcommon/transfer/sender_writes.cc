@@ -174,7 +174,7 @@ void KvSender::Impl::on_room_write(SenderRoom* room, const fabric::WriteResult& 
   if (result.tag == kPageTag) {
     ++room->writes;
     room->bytes += result.bytes;
-    metrics_.bytes(room->provider, to_string(room->link->peer), result.bytes);
+    room->link->new_bytes += result.bytes;
   }
   if (result.tag == kRecordTag) {
     room->record_done = true;
@@ -239,6 +239,10 @@ bool KvSender::Impl::pump(SenderLink* link) {
     }
     if (count == 0) break;
     busy = true;
+  }
+  if (link->new_bytes != 0) {
+    metrics_.bytes(link->capabilities().provider, to_string(link->peer), link->new_bytes);
+    link->new_bytes = 0;
   }
   return busy;
 }

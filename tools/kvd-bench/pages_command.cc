@@ -19,6 +19,7 @@ namespace {
 constexpr std::uint64_t kPoolBytes = 512u << 20;
 constexpr std::uint64_t kRoundBytes = 128u << 20;
 constexpr std::uint32_t kMostSets = 64;
+constexpr std::uint32_t kMostPages = 1u << 16;  // small pages need no large pool
 constexpr const char* kDefaultTokens = "2048";
 
 void add_what_rows(cli::OptionTable* table, PagesOptions* o) {
@@ -146,9 +147,9 @@ Result<PagesPlan> check_pages(const PagesOptions& options) {
   const std::uint64_t request = plan.pages_each * plan.layout.page_bytes();
   const std::uint64_t pool = options.pool_bytes != 0 ? options.pool_bytes : kPoolBytes;
   const std::uint32_t least = options.concurrency + 2;
-  plan.sets =
-      std::clamp(static_cast<std::uint32_t>(std::min<std::uint64_t>(pool / request, kMostSets)),
-                 least, std::max(least, kMostSets));
+  const std::uint64_t fitting =
+      std::min<std::uint64_t>({pool / request, kMostSets, kMostPages / plan.pages_each});
+  plan.sets = std::max(least, static_cast<std::uint32_t>(fitting));
   const std::uint64_t pages =
       PageSets::pages_needed(plan.sets, plan.pages_each, options.fragmentation);
   const std::uint64_t bytes = pages * plan.layout.page_bytes();

@@ -100,6 +100,7 @@ struct PagesPair::Impl final : transfer::ReceiverHost {
   pid_t child = -1;
   clockid_t child_clock{};
   std::string prefill;  // its control address
+  const std::vector<TokenId> prompt = std::vector<TokenId>(plan.tokens.longest(), 1);
 
   device::HostBuffer buffer;
   std::unique_ptr<kv::PagePool> pool;
@@ -277,7 +278,7 @@ bool PagesPair::Impl::open_one(TimePoint intended) {
   auto lease = pool->lease(plan.layout.pages_for(tokens), clock.now());
   if (!lease.ok()) return false;
   request.request = next_request++;
-  request.prompt.assign(tokens, 1);
+  request.prompt.assign(prompt.begin(), prompt.begin() + tokens);
   request.lease = *lease;
   request.deadline = clock.now() + plan.options.timeout;
   if (verify) {

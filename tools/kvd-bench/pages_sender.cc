@@ -48,10 +48,18 @@ class PagesSender final : public node::LoopTask, public transfer::SenderHost {
   proto::Load load() override;
 
  private:
+  struct Job {  // of a transfer::PrefillJob what is needed
+    RoomId room;
+    std::uint32_t tokens;
+    std::vector<PageIndex> pages;  // to be filled
+    std::vector<kv::LayerGroup> groups;
+    TimePoint started;
+  };
+
   bool take_order();
   void finish_order();
   bool step_kv();
-  void compute(const transfer::PrefillJob& job);
+  void compute(const Job& job);
 
   const PagesPlan& plan_;
   MailboxPair* mailbox_;
@@ -66,10 +74,6 @@ class PagesSender final : public node::LoopTask, public transfer::SenderHost {
   std::unique_ptr<control::Messenger> messenger_;
   std::unique_ptr<transfer::KvSender> sender_;
   std::unique_ptr<PlainWriter> plain_;
-  struct Job {
-    transfer::PrefillJob job;
-    TimePoint started;
-  };
   std::vector<Job> jobs_, taken_;
   std::unordered_map<RoomId, std::pair<TimePoint, TimePoint>> computed_;  // started, computed
   Order order_ = Order::kNone;
@@ -180,29 +184,29 @@ bool PagesSender::step_kv() {
   taken_.swap(jobs_);
   for (const Job& job : taken_) {
     if (verify_) {
-      for (std::uint32_t i = 0; i < job.job.pages.size(); ++i) {
-        fill_pattern(pool_->page(job.job.pages[i]), plan_.layout.page_bytes(), job.job.room.value,
-                     i);
+      for (std::uint32_t i = 0; i < job.pages.size(); ++i) {
+        fill_pattern(pool_->page(job.pages[i]), plan_.layout.page_bytes(), job.room.value, i);
       }
     }
-    computed_[job.job.room] = {job.started, clock_.now()};
-    compute(job.job);
+    computed_[job.room] = {job.started, clock_.now()};
+    compute(job);
     busy = true;
   }
   taken_.clear();
   return sender_->poll() || busy;
 }
 
-void PagesSender::compute(const transfer::PrefillJob& job) {
-  const auto tokens = static_cast<std::uint32_t>(job.prompt.size());
-  for (const kv::LayerGroup& group : job.groups) sender_->layers_ready(job.room, group, 0, tokens);
+void PagesSender::compute(const Job& job) {
+  for (const kv::LayerGroup& group : job.groups)
+    sender_->layers_ready(job.room, group, 0, job.tokens);
   SampledToken first;
   first.id = 1;
   sender_->computed(job.room, first, Duration{0}, Duration{0});
 }
 
 void PagesSender::start_compute(const transfer::PrefillJob& job) {
-  jobs_.push_back({job, clock_.now()});
+  jobs_.push_back({job.room, static_cast<std::uint32_t>(job.prompt.size()),
+                   verify_ ? job.pages : std::vector<PageIndex>(), job.groups, clock_.now()});
 }
 
 void PagesSender::room_over(RoomId room, const transfer::SenderOutcome& outcome) {

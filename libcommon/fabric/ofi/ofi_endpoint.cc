@@ -373,6 +373,8 @@ std::size_t OfiEndpoint::poll(std::span<Completion> out) {
       for (ssize_t i = 0; i < got; ++i) {
         if (on_entry(entries[i], &out[count])) ++count;
       }
+      // Less than asked for: the queue is empty. Each read costs TCP providers system calls.
+      if (got < static_cast<ssize_t>(room)) break;
     } else if (got == -FI_EAVAIL) {
       if (on_error(&out[count])) ++count;
     } else {

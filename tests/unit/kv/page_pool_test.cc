@@ -104,3 +104,33 @@ TEST_CASE("page pool: the oldest lease has an age") {
   CHECK(pool.oldest_lease(kNow + Duration(80)).count() == 30);
   pool.release(*b, Proof::kNeverExposed);
 }
+
+TEST_CASE("page pool: scattered pages come from the longest runs, in order of address") {
+  PagePool pool(kTiny, nullptr, 256);
+  std::vector<LeaseId> ones;
+  for (int i = 0; i < 256; ++i) ones.push_back(*pool.lease(1, kNow));
+  const auto free = [&](PageIndex first, std::uint32_t count) {
+    for (std::uint32_t i = 0; i < count; ++i) pool.release(ones[first + i], Proof::kNeverExposed);
+  };
+  free(1, 1);
+  free(10, 3);
+  free(60, 8);  // over the end of a word
+  free(127, 2);
+  free(200, 3);
+  const auto lease = pool.lease(12, kNow);
+  CHECK(kv::to_runs(pool.pages(*lease)) == std::vector<kv::PageRun>{{10, 3}, {60, 8}, {200, 1}});
+  const auto rest = pool.lease(5, kNow);
+  CHECK(kv::to_runs(pool.pages(*rest)) == std::vector<kv::PageRun>{{1, 1}, {127, 2}, {201, 2}});
+}
+
+TEST_CASE("page pool: a run that ends a word, fills one, or is the whole pool is one run") {
+  for (const std::uint32_t pages : {63u, 64u, 65u, 128u, 200u}) {
+    PagePool pool(kTiny, nullptr, pages);
+    const auto all = pool.lease(pages, kNow);
+    CHECK(kv::to_runs(pool.pages(*all)) == std::vector<kv::PageRun>{{0, pages}});
+    pool.release(*all, Proof::kNeverExposed);
+    const auto most = pool.lease(pages - 1, kNow);
+    CHECK(kv::to_runs(pool.pages(*most)).size() == 1);
+    CHECK(pool.counts().free == 1);
+  }
+}
