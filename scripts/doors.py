@@ -20,7 +20,8 @@ ALLOWED = {
     "router": {"base"}, "kv": {"device"}, "fabric": {"device"}, "control": {"proto"}, "room": {"proto"},
     "engine": {"device", "kv"},
     # room's events and control's channel carry proto's messages: who drives both must name them.
-    "transfer": {"room", "kv", "fabric", "control", "proto"},
+    # Records wait in memory of the kind that the fabric writes from: device.
+    "transfer": {"room", "kv", "fabric", "control", "proto", "device"},
     "node": {"proto", "device", "kv", "room", "fabric", "control", "transfer", "engine", "router", "http"},
 }
 TOOL_DOORS = {"cli", "node"}

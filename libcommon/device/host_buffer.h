@@ -3,15 +3,26 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <string_view>
 
 #include "base/status.h"
 
 namespace kvd::device {
 
-enum class HugePages { kNone, kTransparent };
+enum class HugePages {
+  kNone,
+  kTransparent,  // the kernel was asked for them, and its policy allows it
+  kReserved,     // each page is huge (vm.nr_hugepages)
+};
+std::string_view to_string(HugePages huge_pages);
 
-// Owns one anonymous mapping. Movable, not copyable; the address never changes while it lives.
+// kShared: a memfd, so that another process of this user can be given a read-only view. It is
+// sealed: its size is fixed, and no writable mapping but ours will ever exist.
+enum class Backing { kPrivate, kShared };
+
+// Owns one mapping. Movable, not copyable; the address never changes while it lives.
 // A peer may hold a key to it: destroy the registrations (fabric::MemoryRegion) first.
 // Calling thread: any, one at a time.
 class HostBuffer {
@@ -21,19 +32,38 @@ class HostBuffer {
   HostBuffer& operator=(HostBuffer&& other) noexcept;
   ~HostBuffer();
 
-  // `bytes` are rounded up to 2 MiB. Asks for transparent huge pages (MADV_HUGEPAGE) and keeps the
-  // mapping out of children (MADV_DONTFORK). Errors: kResourceExhausted with the size asked for.
-  static Result<HostBuffer> allocate(std::size_t bytes);
+  // `bytes` are rounded up to 2 MiB. Asks for huge pages and keeps the mapping out of children
+  // (MADV_DONTFORK). Shared memory takes reserved huge pages first (MFD_HUGETLB), then transparent
+  // ones where /sys/kernel/mm/transparent_hugepage/shmem_enabled allows them to whoever asks.
+  // Errors: kResourceExhausted with the size asked for; kNoProvider when this kernel or sandbox
+  // gives no sealed memfd.
+  static Result<HostBuffer> allocate(std::size_t bytes, Backing backing = Backing::kPrivate);
 
   std::byte* data() const { return data_; }
   std::size_t size() const { return size_; }
-  // What the kernel was asked for, and granted a policy for (not proof that each page is huge).
+  // Transparent ones are a policy that was granted, not proof that each page is huge.
   HugePages huge_pages() const { return huge_pages_; }
+  Backing backing() const { return fd_ >= 0 ? Backing::kShared : Backing::kPrivate; }
 
  private:
+  Status map_shared(std::size_t bytes, bool reserved);
+
   std::byte* data_ = nullptr;
   std::size_t size_ = 0;
   HugePages huge_pages_ = HugePages::kNone;
+  int fd_ = -1;
 };
+
+// One live shared HostBuffer; the descriptor stays the buffer's.
+struct SharedMemory {
+  std::byte* data = nullptr;
+  std::size_t bytes = 0;
+  int fd = -1;
+};
+// The shared buffer that holds all of [data, data + bytes), if one does. Any thread.
+std::optional<SharedMemory> shared_memory_at(const std::byte* data, std::size_t bytes);
+
+// Why shared memory has no huge pages here and what to do, one line; empty when it could have them.
+std::string shared_huge_pages_hint();
 
 }  // namespace kvd::device

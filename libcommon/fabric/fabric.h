@@ -1,8 +1,8 @@
 // The data plane's only door: providers, domain, endpoint, memory region, remote writes.
 //
-// Three implementations pass one contract suite (tests/contract): `ofi/` (libfabric), `sim/`
-// (seeded simulation) and, on one host, `local`. Nothing above this header knows which one it has,
-// except by Capabilities.
+// Three implementations pass one contract suite (tests/contract): `ofi/` (libfabric), `local/` (two
+// processes of one host) and `sim/` (seeded simulation). Nothing above this header knows which one
+// it has, except by Capabilities.
 //
 // Calling thread: one thread owns a Domain and everything made from it (the event loop).
 #pragma once
@@ -34,6 +34,10 @@ struct Capabilities {
       false;  // nothing lands after the target's endpoint is closed (measured)
   bool region_close_fences =
       false;                    // nothing lands after the target's region is closed (established)
+  bool target_copies = false;   // the target pulls: it alone writes to its memory
+  bool shared_sources = false;  // sources lie in shared memory (device::Backing::kShared) and are
+                                // registered before a peer is inserted
+  bool remote_read = true;      // Endpoint::read works
   bool rdma = false;            // bytes move without a CPU copy on either side
   bool emulated = false;        // the provider only emulates RMA; never silent
   std::uint32_t iov_limit = 1;  // local pieces a write
@@ -108,7 +112,7 @@ class Endpoint {
   // kAgain: no room now, call poll() and try again (it may last for ever: callers set a deadline).
   // Any other error: nothing was posted.
   virtual Status write(PeerHandle peer, const WriteRequest& request) = 0;
-  // Reads one piece (kvd-probe only).
+  // Reads one piece (kvd-probe only, where Capabilities::remote_read; else kNoProvider).
   virtual Status read(PeerHandle peer, std::byte* into, const RemotePiece& from,
                       std::uint64_t context) = 0;
   // Makes progress and reaps at most out.size() completions; never blocks.
@@ -163,6 +167,11 @@ std::vector<ProviderInfo> available_providers(const std::string& source_address,
 // The first of `ours` (in preference order) that `theirs` has too; kIncompatible names both lists.
 Result<std::string> choose_provider(std::span<const std::string> ours,
                                     std::span<const std::string> theirs, bool require_rdma);
+// Where `local` reaches, as a worker tells it to its peers: host (its boot), network namespace,
+// user.
+std::string local_scope();
+// Ok when `local` may be tried with a worker that told this; else which of the three differs.
+Status check_local_scope(const std::string& theirs);
 // Why `provider` cannot be used here, and what to do: one line (kNoProvider).
 Status explain_missing(const std::string& provider);
 // Opens fabric and domain. Errors: kNoProvider with the reason and the remedy.

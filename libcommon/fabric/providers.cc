@@ -6,8 +6,8 @@
 namespace kvd::fabric {
 namespace {
 
-constexpr std::array<std::string_view, 5> kPreference = {"efa", "cxi", "verbs;ofi_rxm", "tcp",
-                                                         "tcp;ofi_rxm"};
+constexpr std::array<std::string_view, 6> kPreference = {"local",         "efa", "cxi",
+                                                         "verbs;ofi_rxm", "tcp", "tcp;ofi_rxm"};
 
 bool is_rdma(std::string_view name) {
   return name == "efa" || name == "cxi" || name == "verbs;ofi_rxm";
@@ -32,7 +32,7 @@ Result<std::string> choose_provider(std::span<const std::string> ours,
   }
   std::string message =
       "no provider in common (ours: " + join(ours) + "; theirs: " + join(theirs) + ")";
-  if (require_rdma) message += "; --require-rdma refuses tcp";
+  if (require_rdma) message += "; --require-rdma refuses tcp and local";
   return Status(StatusCode::kIncompatible, std::move(message));
 }
 

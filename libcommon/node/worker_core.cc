@@ -80,9 +80,7 @@ Status WorkerCore::load_model() {
   transfer::TransferOptions& transfer = options_.transfer;
   const std::uint64_t bytes =
       info.layout.page_bytes() * count + std::uint64_t{proto::kSlotBytes} * transfer.slots;
-  auto buffer = device::HostBuffer::allocate(bytes);
-  if (!buffer.ok()) return buffer.status().with_context("--kv-memory");
-  buffer_ = std::move(*buffer);
+  KVD_RETURN_IF_ERROR(allocate_pool(bytes));
   pool_ = std::make_unique<kv::PagePool>(info.layout, buffer_.data(), count);
   transfer.model = options_.served_model_name;
   transfer.fingerprint = info.fingerprint;
@@ -95,9 +93,42 @@ Status WorkerCore::load_model() {
                             {"pages", count},
                             {"page", format_bytes(info.layout.page_bytes())}});
   if (buffer_.huge_pages() == device::HugePages::kNone) {
-    log_warn("no huge pages for the KV pool; reads are up to a quarter slower");
+    const bool shared = buffer_.backing() == device::Backing::kShared;
+    log_warn("no huge pages for the KV pool; reads are up to a quarter slower",
+             {{"why", shared ? "provider local shares it with decode: " +
+                                   device::shared_huge_pages_hint() + ", or choose --provider tcp"
+                             : "the kernel grants none (transparent_hugepage/enabled)"}});
   }
   return {};
+}
+
+// `local` sends from shared memory only; what decode receives into is its own.
+Status WorkerCore::allocate_pool(std::size_t bytes) {
+  if (role_ == "prefill" && offers("local")) {
+    auto shared = device::HostBuffer::allocate(bytes, device::Backing::kShared);
+    if (shared.ok()) {
+      buffer_ = std::move(*shared);
+      return {};
+    }
+    if (providers_.size() == 1) return shared.status().with_context("provider local");
+    log_warn("provider not usable", {{"provider", "local"}, {"why", shared.status().message()}});
+    drop_provider("local");
+  }
+  auto buffer = device::HostBuffer::allocate(bytes);
+  if (!buffer.ok()) return buffer.status().with_context("--kv-memory");
+  buffer_ = std::move(*buffer);
+  return {};
+}
+
+bool WorkerCore::offers(std::string_view provider) const {
+  return std::find(providers_.begin(), providers_.end(), provider) != providers_.end();
+}
+
+void WorkerCore::drop_provider(std::string_view provider) {
+  std::erase(providers_, provider);
+  std::erase_if(domains_, [&](const std::unique_ptr<fabric::Domain>& domain) {
+    return domain->capabilities().provider == provider;
+  });
 }
 
 Status WorkerCore::open_providers(const std::string& source) {
@@ -111,9 +142,9 @@ Status WorkerCore::open_providers(const std::string& source) {
   if (require_rdma) {
     std::erase_if(found, [](const auto& p) { return !p.rdma; });
     if (found.empty()) {
-      return {StatusCode::kNoProvider,
-              "no RDMA provider at " + source +
-                  " and --require-rdma forbids TCP; check the device, or drop --require-rdma"};
+      return {StatusCode::kNoProvider, "no RDMA provider at " + source +
+                                           " and --require-rdma forbids TCP and local; check the "
+                                           "device, or drop --require-rdma"};
     }
   }
   Status last{StatusCode::kNoProvider, "no libfabric provider can use " + source};
@@ -230,6 +261,7 @@ proto::Described WorkerCore::describe(const proto::Load& load) const {
   out.providers = providers_;
   out.context = model().context;
   out.load = load;
+  if (offers("local")) out.scope = fabric::local_scope();
   return out;
 }
 

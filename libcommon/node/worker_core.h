@@ -75,6 +75,9 @@ class WorkerCore {
  private:
   WorkerCore() = default;
   Status load_model();
+  Status allocate_pool(std::size_t bytes);
+  bool offers(std::string_view provider) const;
+  void drop_provider(std::string_view provider);
   Status open_providers(const std::string& source_address);
   Status open_control();
   void update_gauges();

@@ -62,6 +62,7 @@ void fields(V& v, Is<Described> auto& m) {
   v.may("providers", m.providers, Texts{32, 64, 1});
   v.may("context", m.context, Uint{});
   v.may("load", m.load, Map{});
+  v.may("scope", m.scope, Text{64});
 }
 static Status validate(const Described&) { return {}; }
 

@@ -45,6 +45,8 @@ struct Described {
   std::vector<std::string> providers;  // transport names, best first
   std::uint32_t context = 0;           // longest prompt + output, tokens
   Load load;
+  std::string
+      scope{};  // where `local` reaches (fabric::local_scope), empty where it is not offered
 };
 
 // Decode -> prefill: what prefill needs to write here. `epoch` of the body is the highest epoch

@@ -19,7 +19,10 @@ KvSender::Impl::Impl(TransferOptions options, kv::PagePool* pool, control::Messe
       metrics_(metrics),
       host_(host),
       groups_(kv::layer_groups(pool->layout())),
-      staging_(options_.max_rooms + kMaxLinks) {
+      staging_(options_.max_rooms + kMaxLinks,
+               std::any_of(domains_.begin(), domains_.end(), [](const fabric::Domain* domain) {
+                 return domain->capabilities().shared_sources;
+               })) {
   // Sources must be registered where the provider reads them by itself; others ignore it. A domain
   // whose registration fails is not offered.
   std::erase_if(domains_, [&](fabric::Domain* domain) {

@@ -56,6 +56,11 @@ struct ReceiverLink {
   std::set<RoomKey> rooms;
   std::unordered_map<RoomId, RoomKey> by_room;
   Status end;  // not ok: ends in settle()
+  // `local` was tried with this incarnation and is not again: why, or ok.
+  Status no_local;
+  Incarnation no_local_with;
+  std::uint32_t local_failures = 0;  // links in a row that ended before they were ready
+  std::string told;                  // the last reason against `local` that was logged
 };
 
 struct ReceiverRoom {
@@ -99,7 +104,9 @@ struct KvReceiver::Impl {
   void set_state(ReceiverLink* link, LinkState state, Status why);
   void ask(ReceiverLink* link, TimePoint now);
   bool on_described(ReceiverLink* link, const control::Received& received);
-  Status check_described(const proto::Described& described, std::string* provider) const;
+  Status check_described(ReceiverLink* link, const proto::Described& described);
+  std::vector<std::string> usable_providers(ReceiverLink* link, const proto::Described& described);
+  bool give_local_up(ReceiverLink* link, const Status& why);
   Status register_link(ReceiverLink* link);
   void on_registered(ReceiverLink* link, const control::Received& received);
   void on_refused(ReceiverLink* link, const control::Received& received);

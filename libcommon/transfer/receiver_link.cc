@@ -1,5 +1,7 @@
 // Links of KvReceiver: who is there, Register, the verified test write, liveness, the fence.
 #include <algorithm>
+#include <string_view>
+#include <utility>
 
 #include "base/log.h"
 #include "proto/ops_messages.h"
@@ -11,6 +13,7 @@ namespace kvd::transfer {
 namespace {
 
 constexpr Duration kMaxBackoff{2'000'000'000};
+constexpr std::string_view kLocal = "local";
 
 StatusCode code_of_refusal(const std::string& code) {
   if (code == "incompatible") return StatusCode::kIncompatible;
@@ -80,8 +83,44 @@ void KvReceiver::Impl::ask(ReceiverLink* link, TimePoint now) {
   }
 }
 
-Status KvReceiver::Impl::check_described(const proto::Described& described,
-                                         std::string* provider) const {
+// Ours, less `local` where it cannot reach this prefill: a step down is never silent.
+std::vector<std::string> KvReceiver::Impl::usable_providers(ReceiverLink* link,
+                                                            const proto::Described& described) {
+  std::vector<std::string> ours = options_.providers;
+  const auto local = std::find(ours.begin(), ours.end(), kLocal);
+  const auto& theirs = described.providers;
+  if (local == ours.end() || options_.require_rdma) return ours;
+  if (std::find(theirs.begin(), theirs.end(), kLocal) == theirs.end()) return ours;
+  Status why = link->no_local_with == link->peer ? link->no_local : Status();
+  if (why.ok()) why = fabric::check_local_scope(described.scope);
+  if (why.ok()) return ours;
+  if (ours.size() == 1) {
+    // Nothing else is allowed: it is tried, and its own error is the reason that is shown.
+    link->no_local = Status();
+    return ours;
+  }
+  if (std::exchange(link->told, why.message()) != why.message()) {
+    log_warn("local does not carry this link, the next provider does",
+             {{"prefill", link->address}, {"why", why.message()}});
+  }
+  ours.erase(local);
+  return ours;
+}
+
+// After a link over `local` has ended. True when the next try goes over another provider.
+bool KvReceiver::Impl::give_local_up(ReceiverLink* link, const Status& why) {
+  const bool setting_up =
+      link->state == LinkState::kRegistering || link->state == LinkState::kTesting;
+  if (link->provider != kLocal || !setting_up || options_.providers.size() == 1) return false;
+  // Anything but a reason of its own may pass: the prefill was restarted, or stopped.
+  constexpr std::uint32_t kMostFailures = 3;
+  if (++link->local_failures < kMostFailures && why.code() != StatusCode::kNoProvider) return false;
+  link->no_local = why;
+  link->no_local_with = link->peer;
+  return true;
+}
+
+Status KvReceiver::Impl::check_described(ReceiverLink* link, const proto::Described& described) {
   if (described.role != "prefill") {
     return {StatusCode::kIncompatible,
             "the worker there is a " + described.role.substr(0, 16) + ", not a prefill"};
@@ -89,15 +128,15 @@ Status KvReceiver::Impl::check_described(const proto::Described& described,
   const std::string diff = compare_models(pool_->layout(), options_.fingerprint, described.layout,
                                           described.fingerprint);
   if (!diff.empty()) return {StatusCode::kIncompatible, "model or KV layout differ: " + diff};
-  auto chosen =
-      fabric::choose_provider(options_.providers, described.providers, options_.require_rdma);
+  auto chosen = fabric::choose_provider(usable_providers(link, described), described.providers,
+                                        options_.require_rdma);
   if (!chosen.ok()) return chosen.status();
   const fabric::Domain* domain = domain_of(*chosen);
   if (domain == nullptr) return {StatusCode::kNoProvider, "provider " + *chosen + " is not open"};
   if (!domain->capabilities().delivery_complete) {
     return {StatusCode::kNoProvider, "provider " + *chosen + " cannot prove delivery"};
   }
-  *provider = *chosen;
+  link->provider = *chosen;
   return {};
 }
 
@@ -129,7 +168,7 @@ bool KvReceiver::Impl::on_described(ReceiverLink* link, const control::Received&
     link->backoff = kMaxBackoff;
     link->next_ask = now + link->backoff;
   };
-  if (const Status fits = check_described(*body, &link->provider); !fits.ok()) {
+  if (const Status fits = check_described(link, *body); !fits.ok()) {
     later(LinkState::kRefused, fits);
   } else if (body->load.draining) {
     later(LinkState::kDown, unavailable("the prefill drains"));
@@ -280,7 +319,9 @@ void KvReceiver::Impl::on_test_record(ReceiverLink* link) {
                           {"peer", link->peer},
                           {"epoch", link->epoch.value},
                           {"provider", link->provider}});
-  if (link->provider != options_.providers.front()) {
+  link->local_failures = 0;
+  const bool told = !link->told.empty() && options_.providers.front() == kLocal;
+  if (link->provider != options_.providers.front() && !told) {
     log_warn("link is not carried by this worker's best provider: the prefill does not have it",
              {{"prefill", link->address},
               {"best", options_.providers.front()},
@@ -299,7 +340,9 @@ void KvReceiver::Impl::close_link(ReceiverLink* link) {
   fence_proof_.reset();
   if (link->endpoint != nullptr) {
     const fabric::Capabilities& capabilities = link->domain->capabilities();
-    if (capabilities.endpoint_close_fences) {
+    if (capabilities.target_copies) {
+      fence_proof_ = kv::Proof::kCopyReturned;  // of poll(), on this thread
+    } else if (capabilities.endpoint_close_fences) {
       fence_proof_ = kv::Proof::kEndpointClosed;
     } else if (capabilities.region_close_fences) {
       fence_proof_ = kv::Proof::kRegionClosed;
@@ -345,6 +388,7 @@ void KvReceiver::Impl::end_link(ReceiverLink* link) {
   link->asked = false;
   link->step_deadline = link->next_heartbeat = kNever;
   metrics_.link_ended();
+  const bool stepped_down = give_local_up(link, why);
   const bool refused = why.code() == StatusCode::kIncompatible ||
                        why.code() == StatusCode::kNoProvider ||
                        why.code() == StatusCode::kUnauthorized;
@@ -352,6 +396,11 @@ void KvReceiver::Impl::end_link(ReceiverLink* link) {
   if (refused) link->backoff = kMaxBackoff;
   link->next_ask = clock_->now() + link->backoff;
   link->backoff = std::min(2 * link->backoff, kMaxBackoff);
+  if (stepped_down) {
+    set_state(link, LinkState::kDown, why);
+    link->backoff = options_.reconnect;
+    link->next_ask = clock_->now();
+  }
 }
 
 void KvReceiver::Impl::heartbeat(ReceiverLink* link, TimePoint now) {

@@ -14,6 +14,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "device/host_buffer.h"
 #include "fabric/write_pipeline.h"
 #include "proto/commit_record.h"
 #include "proto/room_messages.h"
@@ -32,15 +33,16 @@ constexpr fabric::StreamId kLinkStream = 0;      // the test write; rooms use th
 // Records and scratch words wait here until their write completed: one cell of kSlotBytes each.
 class Staging {
  public:
-  explicit Staging(std::size_t cells) : memory_(cells * proto::kSlotBytes), used_(cells, false) {}
+  // `shared`: for domains with Capabilities::shared_sources.
+  Staging(std::size_t cells, bool shared);
   // Null when all are taken.
   std::byte* take();
   void give_back(std::byte* cell);
-  std::byte* memory() { return memory_.data(); }
+  std::byte* memory() const { return memory_.data(); }
   std::size_t bytes() const { return memory_.size(); }
 
  private:
-  std::vector<std::byte> memory_;
+  device::HostBuffer memory_;
   std::vector<bool> used_;
   std::size_t next_ = 0;
 };

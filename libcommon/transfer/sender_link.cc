@@ -42,6 +42,16 @@ Status check_region(const proto::Register& request, const kv::KvLayout& layout) 
 
 }  // namespace
 
+Staging::Staging(std::size_t cells, bool shared) : used_(cells, false) {
+  const std::size_t bytes = cells * proto::kSlotBytes;
+  if (shared) {
+    auto memory = device::HostBuffer::allocate(bytes, device::Backing::kShared);
+    // Without it the registration fails, and with that reason the domain is not offered.
+    if (memory.ok()) memory_ = std::move(*memory);
+  }
+  if (memory_.data() == nullptr) memory_ = device::HostBuffer::allocate(bytes).value();
+}
+
 std::byte* Staging::take() {
   for (std::size_t tried = 0; tried < used_.size(); ++tried) {
     const std::size_t index = next_;

@@ -57,7 +57,15 @@ TEST_CASE(
       quiet = !readable(fd, 2);
     }
     REQUIRE(quiet);
-    REQUIRE(link.post(source, 0, round, false, round).ok());
+    // Posted without another poll of the receiver: it was asked whether it may sleep, and sleeps.
+    const LocalPiece local{source.data(), source.size()};
+    const RemotePiece target = link.at(0, source.size());
+    REQUIRE(link.sender
+                ->write(link.peer, {.local = {&local, 1},
+                                    .remote = {&target, 1},
+                                    .context = round,
+                                    .remote_data = round})
+                .ok());
     REQUIRE(readable(fd, 2000));
     REQUIRE(link.until([&] { return link.seen.size() == round; }));
     CHECK(link.seen.back().data == round);

@@ -35,6 +35,8 @@ TEST_CASE("providers: loopback offers tcp in its libfabric form, and tcp over rx
   CHECK(find("tcp")->address == "127.0.0.1");
   CHECK_FALSE(find("tcp")->rdma);
   CHECK(find("tcp") < find("tcp;ofi_rxm"));
+  REQUIRE(find("local") == found.begin());
+  CHECK_FALSE(find("local")->rdma);
   for (const ProviderInfo& info : found) {
     CHECK(info.libfabric_name.find("sockets") == std::string::npos);
     CHECK(info.libfabric_name.find("udp") == std::string::npos);
@@ -64,6 +66,46 @@ TEST_CASE("providers: tcp and rxm promise what was measured, and no more") {
   CHECK(what.max_write_bytes == 1u << 20);
   CHECK(what.max_inflight_ops == 64);
   CHECK(what.max_inflight_bytes == 4u << 20);
+}
+
+TEST_CASE("providers: local proves delivery and fences, because the target itself copies") {
+  auto domain = open_domain({.provider = "local", .source_address = "127.0.0.1", .device = ""});
+  REQUIRE(domain.ok());
+  const Capabilities& what = (*domain)->capabilities();
+  CHECK(what.provider == "local");
+  CHECK(what.target_copies);
+  CHECK(what.shared_sources);
+  CHECK_FALSE(what.remote_read);
+  CHECK(what.write_after_write);
+  CHECK(what.remote_cq_data);
+  CHECK(what.delivery_complete);
+  CHECK(what.endpoint_per_peer);
+  CHECK(what.endpoint_close_fences);
+  CHECK_FALSE(what.rdma);
+  CHECK(check_local_scope(local_scope()).ok());
+  const auto wrong =
+      open_domain({.provider = "local", .source_address = "203.0.113.77", .device = ""});
+  REQUIRE_FALSE(wrong.ok());
+  CHECK(wrong.status().message().find("--fabric-addr") != std::string::npos);
+  const auto device = open_domain({.provider = "local", .source_address = "", .device = "eth0"});
+  REQUIRE_FALSE(device.ok());
+  CHECK(device.status().message().find("--device") != std::string::npos);
+}
+
+TEST_CASE("providers: local is for one host, one network namespace, one user") {
+  const std::string here = local_scope();
+  const auto with = [&](std::size_t part) {
+    std::string other = here;
+    char& digit = other[part * 17];
+    digit = digit == '1' ? '2' : '1';
+    return check_local_scope(other).message();
+  };
+  CHECK(with(0).find("another host") != std::string::npos);
+  CHECK(with(1).find("network namespace") != std::string::npos);
+  CHECK(with(2).find("another user") != std::string::npos);
+  for (const std::string bad : {"", "/", "local"}) {
+    CHECK_FALSE(check_local_scope(bad).ok());
+  }
 }
 
 TEST_CASE("providers: an endpoint opened on loopback stays on loopback") {

@@ -1,6 +1,10 @@
 #include "contract/world.h"
 
 #include <algorithm>
+#include <map>
+
+#include "base/check.h"
+#include "device/host_buffer.h"
 
 // libfabric 1.17 forgets 1 KiB for each `net` endpoint (xnet_init_rdm never frees its msg_info).
 extern "C" const char* __lsan_default_suppressions();
@@ -46,11 +50,62 @@ class RealWorld final : public World {
   SteadyClock clock_;
 };
 
+constexpr std::size_t kArenaBytes = 256u << 20;
+constexpr std::size_t kAlign = 64;
+
+struct ArenaState {
+  ArenaState() {
+    auto shared = device::HostBuffer::allocate(kArenaBytes, device::Backing::kShared);
+    buffer = shared.ok() ? std::move(*shared) : device::HostBuffer::allocate(kArenaBytes).value();
+    free[0] = buffer.size();
+  }
+  device::HostBuffer buffer;
+  std::map<std::size_t, std::size_t> free;  // offset -> bytes
+};
+// Never destroyed: static objects of tests may outlive it.
+ArenaState& arena() {
+  static auto* state = new ArenaState;
+  return *state;
+}
+std::size_t rounded(std::size_t bytes) { return (bytes + kAlign - 1) / kAlign * kAlign; }
+
 using Wall = std::chrono::steady_clock;
 // A simulated world that did not move for so many turns will not move again.
 constexpr int kIdleTurns = 100;
 
 }  // namespace
+
+std::byte* Arena::take(std::size_t bytes) {
+  ArenaState& state = arena();
+  const std::size_t size = rounded(bytes);
+  for (auto it = state.free.begin(); it != state.free.end(); ++it) {
+    if (it->second < size) continue;
+    const auto [offset, room] = *it;
+    state.free.erase(it);
+    if (room > size) state.free[offset + size] = room - size;
+    return state.buffer.data() + offset;
+  }
+  KVD_CHECK(!"the tests' arena is too small");
+  return nullptr;
+}
+
+void Arena::give_back(const std::byte* data, std::size_t bytes) {
+  ArenaState& state = arena();
+  auto it = state.free.emplace(data - state.buffer.data(), rounded(bytes)).first;
+  if (const auto next = std::next(it);
+      next != state.free.end() && it->first + it->second == next->first) {
+    it->second += next->second;
+    state.free.erase(next);
+  }
+  if (it == state.free.begin()) return;
+  const auto before = std::prev(it);
+  if (before->first + before->second == it->first) {
+    before->second += it->second;
+    state.free.erase(it);
+  }
+}
+
+std::span<std::byte> Arena::whole() { return {arena().buffer.data(), arena().buffer.size()}; }
 
 std::vector<std::string> present() {
   std::vector<std::string> names{"sim"};
@@ -108,6 +163,10 @@ Link::Link(World* in, std::size_t bytes, Domain* from, Domain* to)
   if (receiver_domain == nullptr) {
     own_receiver_domain = world->open_domain("decode");
     receiver_domain = own_receiver_domain.get();
+  }
+  if (sender_domain->capabilities().shared_sources) {
+    const std::span<std::byte> all = Arena::whole();
+    arena = sender_domain->register_memory(all.data(), all.size(), false, nullptr).value();
   }
   sender = sender_domain->open_endpoint().value();
   receiver = receiver_domain->open_endpoint().value();

@@ -10,6 +10,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -19,7 +20,33 @@
 
 namespace kvd::fabric::contract {
 
-using Bytes = std::vector<std::byte>;
+// Memory of one arena that is shared memory where this host has it: `local` writes from such memory
+// only. Exhausting it (256 MiB) ends the test program.
+class Arena {
+ public:
+  static std::byte* take(std::size_t bytes);
+  static void give_back(const std::byte* data, std::size_t bytes);
+  // All of it, for a domain that wants its sources registered.
+  static std::span<std::byte> whole();
+};
+
+template <typename T>
+struct ArenaAllocator {
+  using value_type = T;
+  ArenaAllocator() = default;
+  template <typename U>
+  ArenaAllocator(const ArenaAllocator<U>&) {}
+  T* allocate(std::size_t n) { return reinterpret_cast<T*>(Arena::take(n * sizeof(T))); }
+  void deallocate(T* data, std::size_t n) {
+    Arena::give_back(reinterpret_cast<const std::byte*>(data), n * sizeof(T));
+  }
+  template <typename U>
+  bool operator==(const ArenaAllocator<U>&) const {
+    return true;
+  }
+};
+
+using Bytes = std::vector<std::byte, ArenaAllocator<std::byte>>;
 
 class World {
  public:
@@ -73,7 +100,7 @@ struct Link {
   std::deque<Bytes> kept;
   Bytes memory;
   std::unique_ptr<Endpoint> sender, receiver;
-  std::unique_ptr<MemoryRegion> region, source_region;
+  std::unique_ptr<MemoryRegion> arena, region, source_region;
   RemoteRegion remote;  // stays when the region is closed
   PeerHandle peer = 0;
   std::vector<Completion> done;  // at the sender

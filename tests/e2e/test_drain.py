@@ -8,7 +8,7 @@ import sys
 from kvdtest import BIN, WORKER, Stream, check, cluster, complete, request, wait_until
 
 # 5 ms a step: a stream of 100 tokens lasts half a second.
-MOCK = (*WORKER, "--engine", "mock", "--shape", "tiny", "--mock-compute", "5000", "--kv-memory", "16MiB")
+MOCK = (*WORKER, "--provider", "tcp", "--engine", "mock", "--shape", "tiny", "--mock-compute", "5000", "--kv-memory", "16MiB")
 
 
 def drained_in_mid_stream(base, how, victims, want):

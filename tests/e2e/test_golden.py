@@ -11,7 +11,7 @@ import time
 from check_golden import compare, entries, part
 from kvdtest import WORKER, check, cluster, complete, model_path
 
-PROVIDERS = ("tcp", "tcp;ofi_rxm")
+PROVIDERS = ("tcp", "local", "tcp;ofi_rxm")
 AT_ONCE = 16
 
 

@@ -6,7 +6,7 @@ import tempfile
 
 from kvdtest import WORKER, check, cluster, complete, model_path, words
 
-PROVIDERS = ("tcp", "tcp;ofi_rxm")
+PROVIDERS = ("tcp", "local", "tcp;ofi_rxm")
 
 
 def main():
@@ -19,7 +19,8 @@ def main():
             return os.path.join(folder, name)
 
         with cluster() as start:
-            local = start("kvd-decode", *common, "--prefill", "local", "--trace-logits", trace("local"))
+            local = start("kvd-decode", *common, "--prefill", "local", "--trace-logits",
+                          trace("one process"))
             want = [complete(local.http, **r)["choices"][0]["text"] for r in requests]
         for provider in PROVIDERS:
             with cluster() as start:
@@ -30,7 +31,7 @@ def main():
                     answer = complete(decode.http, **r)
                     check(answer["kvd"][0]["provider"] == provider, "carried by %s" % answer["kvd"][0])
                     check(answer["choices"][0]["text"] == text, "text differs over " + provider)
-            with open(trace("local"), "rb") as a, open(trace(provider), "rb") as b:
+            with open(trace("one process"), "rb") as a, open(trace(provider), "rb") as b:
                 left, right = a.read(), b.read()
             steps = left.count(b"\n")
             check(steps >= 4 * 8, "only %d traced steps" % steps)

@@ -11,7 +11,7 @@ import sys
 
 from kvdtest import BIN, WORKER, check, cluster, complete, request, run_in, wait_until, words
 
-MOCK = (*WORKER, "--engine", "mock", "--shape", "tiny", "--kv-memory", "2MiB")
+MOCK = (*WORKER, "--provider", "tcp", "--engine", "mock", "--shape", "tiny", "--kv-memory", "2MiB")
 # Four pages; the flipped line is the last of the first page, which the mock does not look at so early.
 ASK = dict(prompt=words(40)[:120], max_tokens=3, temperature=0)
 ALWAYS = 1000000

@@ -10,7 +10,8 @@ import time
 from kvdtest import WORKER, Stream, check, cluster, complete, request, wait_until, words
 
 # 1 ms of compute a token: a prompt of 800 bytes computes for 0.8 s, long enough to be hit in the middle.
-MOCK = (*WORKER, "--engine", "mock", "--shape", "tiny", "--mock-compute", "1000", "--kv-memory", "64MiB")
+MOCK = (*WORKER, "--provider", "tcp", "--engine", "mock", "--shape", "tiny", "--mock-compute", "1000",
+        "--kv-memory", "64MiB")
 PROMPT = words(200)[:800]
 MAX_TOKENS = 40
 

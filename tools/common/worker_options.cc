@@ -73,9 +73,9 @@ void add_transfer_options(cli::OptionTable* table, node::WorkerOptions* o) {
   table->group(
       "Transfer",
       {cli::text_option("provider", "NAME", &o->provider,
-                        "what carries KV: tcp, tcp;ofi_rxm, verbs;ofi_rxm, efa, cxi")
+                        "what carries KV: local, tcp, tcp;ofi_rxm, verbs;ofi_rxm, efa, cxi")
            .with_default("the best that both ends have"),
-       cli::flag_option("require-rdma", &t->require_rdma, "refuse TCP").hidden_in_brief(),
+       cli::flag_option("require-rdma", &t->require_rdma, "refuse TCP and local").hidden_in_brief(),
        cli::text_option("device", "NAME", &o->device, "network device, as libfabric names it")
            .with_default("any")
            .hidden_in_brief(),

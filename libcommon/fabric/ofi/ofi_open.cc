@@ -1,10 +1,11 @@
-// The free functions of fabric.h that ask libfabric.
+// The free functions of fabric.h that ask libfabric, and for `local` the kernel.
 #include <rdma/fabric.h>
 
 #include <algorithm>
 #include <filesystem>
 
 #include "fabric/fabric.h"
+#include "fabric/local/local_domain.h"
 #include "fabric/ofi/ofi_domain.h"
 #include "fabric/ofi/ofi_info.h"
 #include "fabric/provider_details.h"
@@ -18,6 +19,19 @@ bool has_device(const std::string& directory, const std::string& prefix) {
     if (entry.path().filename().string().starts_with(prefix)) return true;
   }
   return false;
+}
+
+// An address or device that libfabric would refuse must not go unnoticed because `local` needs
+// none.
+Status check_local(const std::string& source_address, const std::string& device) {
+  if (!device.empty()) {
+    return {StatusCode::kNoProvider,
+            "provider local: it has no devices; drop --device, or choose tcp"};
+  }
+  KVD_RETURN_IF_ERROR(ofi::check_source("tcp", source_address));
+  const Status works = local::probe();
+  if (works.ok()) return {};
+  return {works.code(), "provider " + works.message() + "; choose tcp"};
 }
 
 std::string known_names() {
@@ -50,6 +64,9 @@ std::vector<ProviderInfo> available_providers(const std::string& source_address,
                                               const std::string& device) {
   std::vector<ProviderInfo> out;
   for (const std::string_view name : provider_preference()) {
+    if (name == "local" && check_local(source_address, device).ok()) {
+      out.push_back({.name = "local", .libfabric_name = "", .domain = "", .address = ""});
+    }
     for (const ofi::Offer& offer : ofi::find_offers(std::string(name), source_address, device)) {
       out.push_back({.name = std::string(name),
                      .libfabric_name = offer.capabilities.libfabric_name,
@@ -75,6 +92,10 @@ Status explain_missing(const std::string& provider) {
   if (std::find(names.begin(), names.end(), provider) == names.end()) {
     return no("unknown; choose one of " + known_names());
   }
+  if (provider == "local") {
+    const Status why = check_local("", "");
+    return why.ok() ? no("it works here; give --fabric-addr an address of this host") : why;
+  }
   if (!provider.starts_with("tcp")) return no(rdma_reason(provider));
   return no("libfabric " + libfabric_version() +
             " does not offer it here: give --fabric-addr an address of this host, and see that "
@@ -82,6 +103,10 @@ Status explain_missing(const std::string& provider) {
 }
 
 Result<std::unique_ptr<Domain>> open_domain(const DomainOptions& options) {
+  if (options.provider == "local") {
+    KVD_RETURN_IF_ERROR(check_local(options.source_address, options.device));
+    return std::unique_ptr<Domain>(std::make_unique<local::LocalDomain>());
+  }
   std::vector<ofi::Offer> offers =
       ofi::find_offers(options.provider, options.source_address, options.device);
   if (offers.empty()) {
@@ -89,6 +114,12 @@ Result<std::unique_ptr<Domain>> open_domain(const DomainOptions& options) {
     return explain_missing(options.provider);
   }
   return ofi::OfiDomain::open(std::move(offers.front()));
+}
+
+std::string local_scope() { return local::to_string(local::Scope::here()); }
+
+Status check_local_scope(const std::string& theirs) {
+  return local::check_scope(local::Scope::here(), theirs);
 }
 
 }  // namespace kvd::fabric

@@ -63,6 +63,7 @@ class SimEndpoint final : public Endpoint {
 
   Status read(PeerHandle peer, std::byte* into, const RemotePiece& from,
               std::uint64_t context) override {
+    if (impl_->faults.target_pulls) return {StatusCode::kNoProvider, "sim: has no reads"};
     if (into == nullptr || from.bytes == 0 || !impl_->endpoints.contains(peer)) {
       return invalid_argument("sim: a read that no provider would take");
     }
@@ -75,6 +76,7 @@ class SimEndpoint final : public Endpoint {
   }
 
   std::size_t poll(std::span<Completion> out) override {
+    impl_->pull(id_);
     std::deque<Completion>& queue = impl_->endpoints.at(id_).completions;
     const std::size_t count = std::min(out.size(), queue.size());
     for (std::size_t i = 0; i < count; ++i) {
@@ -85,7 +87,9 @@ class SimEndpoint final : public Endpoint {
   }
 
   int wait_fd() const override { return -1; }
-  bool may_wait() override { return impl_->endpoints.at(id_).completions.empty(); }
+  bool may_wait() override {
+    return impl_->endpoints.at(id_).completions.empty() && !impl_->may_pull(id_);
+  }
 
  private:
   ImplPtr impl_;
@@ -97,7 +101,9 @@ class SimDomain final : public Domain {
   SimDomain(ImplPtr impl, std::string host)
       : impl_(std::move(impl)), host_(std::move(host)), id_(impl_->next_id++) {
     const SimFaults& faults = impl_->faults;
-    capabilities_.provider = "sim";
+    capabilities_.provider = faults.target_pulls ? "local" : "sim";
+    capabilities_.target_copies = faults.target_pulls;
+    capabilities_.remote_read = !faults.target_pulls;
     capabilities_.libfabric_name = "sim";
     capabilities_.write_after_write = faults.ordered;
     capabilities_.remote_cq_data = faults.remote_cq_data;
@@ -166,6 +172,9 @@ bool SimFabric::step() {
   return true;
 }
 
+void SimFabric::on_pulled(std::function<void(const Landing&)> seen) {
+  impl_->pulled = std::move(seen);
+}
 const std::vector<SimFabric::Landing>& SimFabric::landed() const { return impl_->landings; }
 const SimFabric::Counts& SimFabric::counts() const { return impl_->counts; }
 std::size_t SimFabric::in_flight(const std::string& host) const {
@@ -199,11 +208,18 @@ void SimFabric::drop_connections(const std::string& host) {
       keys.push_back(key);
     }
   }
-  for (const Impl::ConnKey& key : keys) impl_->fail_direction(key);
+  for (const Impl::ConnKey& key : keys) {
+    if (impl_->faults.target_pulls) {
+      impl_->end_pull(key);
+    } else {
+      impl_->fail_direction(key);
+    }
+  }
 }
 
 void SimFabric::kill(const std::string& host) {
   impl_->killed.insert(host);
+  if (impl_->faults.target_pulls) impl_->kill_pulling(host);
   impl_->park();
 }
 

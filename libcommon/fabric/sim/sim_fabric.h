@@ -4,9 +4,14 @@
 // All domains made from one SimFabric can write to each other. Bytes move only in
 // SimFabric::step(), one event at a time, so that a test chooses every interleaving. A write lands
 // in pieces of `piece_bytes`.
+//
+// With `target_pulls` it is the `local` transport: the event only says that the next piece may be
+// copied, and the target's poll() copies it, out of the sender's memory as it is then. A target
+// that does not poll is stopped in the middle of its copy. See sim_pull.cc.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -32,6 +37,9 @@ struct SimFaults {
   std::uint64_t bytes_per_s = 10'000'000'000;
   std::uint64_t piece_bytes = 64 * 1024;
   std::uint32_t max_inflight_ops = 64;
+  // `local`; the faults above that it cannot have must be off, and there is no partition.
+  bool target_pulls = false;
+  bool epoch_is_checked = true;  // after the copy: false is a defect, for tests of the tests
 };
 
 class SimFabric {
@@ -64,8 +72,11 @@ class SimFabric {
   struct Landing {
     const std::byte* at = nullptr;
     std::uint64_t bytes = 0;
+    bool stale = false;  // its sender had given the connection up: a copy that will be void
   };
   const std::vector<Landing>& landed() const;
+  // With target_pulls: called for each piece, inside poll(), before anything is signalled.
+  void on_pulled(std::function<void(const Landing&)> seen);
   // Writes of `host` that have not completed.
   std::size_t in_flight(const std::string& host) const;
   // Whether a completion was queued for an endpoint of `host` since the last call.
@@ -79,6 +90,7 @@ class SimFabric {
     std::uint64_t landed_late = 0;        // pieces that landed after their write's error
     std::uint64_t overtaken = 0;          // pieces that landed before an older write's last one
     std::uint64_t refused_by_target = 0;  // writes to an endpoint or key that was closed
+    std::uint64_t void_copies = 0;        // copies that ended after their sender had given up
   };
   const Counts& counts() const;
 

@@ -22,6 +22,11 @@ Status SimFabric::Impl::post(EndpointId from, EndpointId to, Op op) {
     return {StatusCode::kAgain, "sim: told to refuse every post"};
   }
   if (source.inflight >= faults.max_inflight_ops) return {StatusCode::kAgain, "sim: queue full"};
+  if (faults.target_pulls) {
+    const auto conn = conns.find({from, to});
+    const bool gone = !endpoints.at(to).open || killed.contains(endpoints.at(to).host);
+    if (gone || (conn != conns.end() && conn->second.dead)) return dropped();
+  }
   const OpId id = next_id++;
   const ConnKey key{from, to};
   op.conn = key;
@@ -266,6 +271,7 @@ void SimFabric::Impl::close_endpoint(EndpointId id) {
   EndpointState& state = endpoints.at(id);
   state.open = false;
   state.completions.clear();
+  if (faults.target_pulls) return close_pulling(id);
   for (auto& [key, conn] : conns) {
     if (key.first != id) continue;
     // What the sender was told is done goes on landing (it is in the socket buffer); the rest
@@ -283,8 +289,13 @@ void SimFabric::Impl::close_endpoint(EndpointId id) {
 void SimFabric::Impl::perform(Event event) {
   const auto it = ops.find(event.op);
   if (it == ops.end()) return;
-  if (event.kind == Event::Kind::kPiece) return land(event.op);
   Op& op = it->second;
+  if (event.kind == Event::Kind::kPiece && faults.target_pulls) {
+    op.may_copy = true;
+    woken.insert(endpoints.at(op.conn.second).host);
+    return;
+  }
+  if (event.kind == Event::Kind::kPiece) return land(event.op);
   EndpointState& source = endpoints.at(op.conn.first);
   --source.inflight;
   if (source.open) {

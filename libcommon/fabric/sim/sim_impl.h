@@ -1,5 +1,5 @@
-// SimFabric's inside, shared by its source files: sim_impl.cc (writes, connections, faults) and
-// sim_fabric.cc (the public objects).
+// SimFabric's inside, shared by its source files: sim_impl.cc (writes, connections, faults),
+// sim_pull.cc (the same where the target copies) and sim_fabric.cc (the public objects).
 #pragma once
 
 #include <algorithm>
@@ -56,6 +56,7 @@ struct SimFabric::Impl : std::enable_shared_from_this<SimFabric::Impl> {
     bool delivered = false;  // its completion was handed over
     bool finished = false;   // all landed, refused, or stopped
     bool late = false;       // reported as an error; the target has its bytes, and they still land
+    bool may_copy = false;   // target_pulls: the next piece
     std::optional<std::uint64_t> remote_data;
   };
 
@@ -63,6 +64,7 @@ struct SimFabric::Impl : std::enable_shared_from_this<SimFabric::Impl> {
     std::deque<OpId> fifo;      // with order: the head is landing
     std::set<OpId> unfinished;  // all whose bytes are not all there
     bool dead = false;          // dropped, and there is no self-reconnect
+    bool given_up = false;      // target_pulls: the sender's endpoint is closed
   };
 
   struct Event {
@@ -88,9 +90,11 @@ struct SimFabric::Impl : std::enable_shared_from_this<SimFabric::Impl> {
   std::set<std::pair<std::string, std::string>> cuts;
   std::unordered_set<std::string> killed, again, woken;
   std::vector<Landing> landings;
+  std::function<void(const Landing&)> pulled;
   Counts counts;
 
   bool cut(const std::string& a, const std::string& b) const {
+    if (faults.target_pulls) return false;  // one host: there is nothing to cut
     return cuts.contains({std::min(a, b), std::max(a, b)});
   }
   bool blocked(const ConnKey& key) const {
@@ -159,6 +163,14 @@ struct SimFabric::Impl : std::enable_shared_from_this<SimFabric::Impl> {
   void land_late(OpId id);
   void close_endpoint(EndpointId id);
   void perform(Event event);
+
+  // sim_pull.cc
+  void pull(EndpointId target);
+  void pull_piece(const ConnKey& key);
+  void end_pull(const ConnKey& key);
+  void close_pulling(EndpointId id);
+  void kill_pulling(const std::string& host);
+  bool may_pull(EndpointId target) const;
 };
 
 }  // namespace kvd::fabric

@@ -1,5 +1,8 @@
 #include "kv/layout.h"
 
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <catch2/catch.hpp>
 #include <cstdint>
 
@@ -75,4 +78,36 @@ TEST_CASE("host buffer: zeroed, aligned to a huge page, movable") {
   CHECK(moved.data()[moved.size() - 1] == std::byte{9});
   CHECK_FALSE(device::HostBuffer::allocate(0).ok());
   CHECK_FALSE(device::HostBuffer::allocate(std::size_t{1} << 62).ok());
+}
+
+TEST_CASE("host buffer: shared memory is sealed, writable for its owner alone, and found again") {
+  auto buffer = device::HostBuffer::allocate(3u << 20, device::Backing::kShared);
+  if (!buffer.ok()) {
+    WARN("skipped: " + buffer.status().message());
+    return;
+  }
+  CHECK(buffer->backing() == device::Backing::kShared);
+  CHECK(buffer->size() == 4u << 20);
+  CHECK(reinterpret_cast<std::uintptr_t>(buffer->data()) % (2u << 20) == 0);
+  CHECK(buffer->data()[77] == std::byte{0});
+  buffer->data()[77] = std::byte{5};
+  const std::byte* inside = buffer->data() + 70;
+  const auto memory = device::shared_memory_at(inside, 1000);
+  REQUIRE(memory);
+  CHECK(memory->data == buffer->data());
+  CHECK(memory->bytes == buffer->size());
+  CHECK_FALSE(device::shared_memory_at(inside, buffer->size()));
+  CHECK(ftruncate(memory->fd, 4096) != 0);
+  CHECK(mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, memory->fd, 0) == MAP_FAILED);
+  void* view = mmap(nullptr, 4096, PROT_READ, MAP_SHARED, memory->fd, 0);
+  REQUIRE(view != MAP_FAILED);
+  CHECK(static_cast<std::byte*>(view)[77] == std::byte{5});
+  munmap(view, 4096);
+  // Either it has huge pages, or there is a line that says how to get them.
+  CHECK((buffer->huge_pages() != device::HugePages::kNone ||
+         !device::shared_huge_pages_hint().empty()));
+  device::HostBuffer moved = std::move(*buffer);
+  CHECK(device::shared_memory_at(inside, 1000));
+  moved = device::HostBuffer();
+  CHECK_FALSE(device::shared_memory_at(inside, 1000));
 }

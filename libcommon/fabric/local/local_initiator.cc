@@ -1,0 +1,228 @@
+#include "fabric/local/local_initiator.h"
+
+#include <algorithm>
+#include <cstring>
+#include <new>
+
+namespace kvd::fabric::local {
+namespace {
+
+constexpr std::uint64_t kFirstEpoch = 1;
+constexpr int kPacketsPerLook = 16;
+
+std::string text_of(Fault fault) {
+  switch (fault) {
+    case Fault::kNone:
+      break;
+    case Fault::kMalformed:
+      return "local: the peer found the submission ring malformed";
+    case Fault::kRefused:
+      return "local: the peer refused a write: its key or its range";
+    case Fault::kVoid:
+      return "local: the peer saw the epoch end under its copy";
+  }
+  return "local: the peer ended the connection";
+}
+
+}  // namespace
+
+Result<std::unique_ptr<Initiator>> Initiator::connect(const Address& peer,
+                                                      const SourceTable& sources) {
+  KVD_RETURN_IF_ERROR(check_scope(Scope::here(), to_string(peer.scope)));
+  auto socket = connect_to(peer.name);
+  if (!socket.ok()) return socket.status();
+  Fd ring_fd;
+  auto ring = Mapping::create(sizeof(SubmitRing), &ring_fd);
+  if (!ring.ok()) return ring.status();
+  auto out = std::make_unique<Initiator>();
+  out->socket_ = std::move(*socket);
+  out->ring_ = std::move(*ring);
+  new (out->ring_.data()) SubmitRing;
+  out->ring()->epoch.store(kFirstEpoch, std::memory_order_relaxed);
+  std::vector<int> descriptors{ring_fd.get()};
+  for (const Source& source : sources) {
+    out->sources_.push_back({source.data, source.bytes});
+    descriptors.push_back(source.fd);
+  }
+  const Hello hello{.magic = kHelloMagic,
+                    .version = kVersion,
+                    .sources = static_cast<std::uint32_t>(sources.size()),
+                    .token = peer.token,
+                    .epoch = kFirstEpoch};
+  KVD_RETURN_IF_ERROR(
+      send_packet(out->socket_.get(), std::as_bytes(std::span(&hello, 1)), descriptors));
+  return out;
+}
+
+Initiator::~Initiator() {
+  if (ring_.data() != nullptr) ring()->epoch.fetch_add(1, std::memory_order_seq_cst);
+}
+
+bool Initiator::locate(const std::byte* data, std::uint64_t bytes, Segment* segment) const {
+  for (std::size_t i = 0; i < sources_.size(); ++i) {
+    if (data < sources_[i].data) continue;
+    const auto offset = static_cast<std::uint64_t>(data - sources_[i].data);
+    if (offset > sources_[i].bytes || bytes > sources_[i].bytes - offset) continue;
+    segment->source = static_cast<std::uint32_t>(i);
+    segment->offset = offset;
+    return true;
+  }
+  return false;
+}
+
+// Cuts the write into runs that are contiguous on both sides.
+Status Initiator::fill(const WriteRequest& request, Entry* entry) const {
+  std::uint64_t local_bytes = 0, remote_bytes = 0;
+  for (const LocalPiece& piece : request.local) local_bytes += piece.bytes;
+  for (const RemotePiece& piece : request.remote) remote_bytes += piece.bytes;
+  if (request.local.size() > kMaxPieces || request.remote.size() > kMaxPieces || local_bytes == 0 ||
+      local_bytes != remote_bytes || local_bytes > kMaxWriteBytes) {
+    return invalid_argument(
+        "local: a write has 1 to 16 pieces on both sides, equal sums, and at most 1 MiB");
+  }
+  std::size_t from = 0, to = 0;
+  std::uint64_t from_at = 0, to_at = 0;
+  entry->segments = 0;
+  while (from < request.local.size() && to < request.remote.size()) {
+    const LocalPiece& local = request.local[from];
+    const RemotePiece& remote = request.remote[to];
+    const std::uint64_t bytes = std::min(local.bytes - from_at, remote.bytes - to_at);
+    if (bytes > 0) {
+      Segment& segment = entry->segment[entry->segments++];
+      if (!locate(local.address + from_at, bytes, &segment)) {
+        return invalid_argument("local: a write's source was not registered before its peer");
+      }
+      segment.bytes = static_cast<std::uint32_t>(bytes);
+      segment.address = remote.address + to_at;
+      segment.key = remote.key;
+    }
+    from_at += bytes;
+    to_at += bytes;
+    if (from_at == local.bytes) ++from, from_at = 0;
+    if (to_at == remote.bytes) ++to, to_at = 0;
+  }
+  entry->has_remote_data = request.remote_data.has_value() ? 1 : 0;
+  entry->remote_data = request.remote_data.value_or(0);
+  return {};
+}
+
+Status Initiator::write(const WriteRequest& request) {
+  if (!broken_.ok()) return broken_;
+  if (posted_ - reaped_ >= kDepth) return {StatusCode::kAgain, "local: the ring is full"};
+  const std::size_t index = posted_ % kDepth;
+  KVD_RETURN_IF_ERROR(fill(request, &ring()->entries[index]));
+  contexts_[index] = request.context;
+  ring()->posted.store(++posted_, std::memory_order_release);
+  ring_doorbell();
+  return {};
+}
+
+void Initiator::ring_doorbell() {
+  if (ack_.data() == nullptr) return;  // the Hello wakes it
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  const std::uint64_t sleeping = ack()->sleeping.load(std::memory_order_relaxed);
+  if (sleeping % 2 == 0 || sleeping == rung_) return;
+  rung_ = sleeping;
+  // A full socket holds doorbells already; a broken one is found out by service().
+  (void)send_packet(socket_.get(), std::as_bytes(std::span(&kDoorbell, 1)), {}).ok();
+}
+
+// How many writes the peer says it has copied; breaks off when it says what cannot be.
+std::uint64_t Initiator::acknowledged() {
+  if (ack_.data() == nullptr) return reaped_;
+  const std::uint64_t fault = ack()->fault.load(std::memory_order_acquire);
+  const std::uint64_t completed = ack()->completed.load(std::memory_order_acquire);
+  if (completed < reaped_ || completed > posted_) {
+    ack_.reset();
+    break_off({StatusCode::kFailed, "local: the peer acknowledged what was never written"});
+    return reaped_;
+  }
+  if (fault != 0 && broken_.ok()) {
+    broken_ = Status(StatusCode::kFailed, text_of(static_cast<Fault>(fault)));
+    fault_owed_ = completed == posted_;
+  }
+  return completed;
+}
+
+void Initiator::break_off(Status why) {
+  if (!broken_.ok()) return;
+  broken_ = std::move(why);
+  fault_owed_ = false;
+  fault_owed_ = acknowledged() == posted_;
+}
+
+std::size_t Initiator::reap(std::span<Completion> out) {
+  const std::uint64_t completed = acknowledged();
+  std::size_t count = 0;
+  while (count < out.size() && reaped_ < completed) {
+    out[count++] = {.kind = CompletionKind::kWrite, .context = contexts_[reaped_++ % kDepth]};
+  }
+  if (broken_.ok()) return count;
+  while (count < out.size() && reaped_ >= completed && reaped_ < posted_) {
+    out[count++] = {.kind = CompletionKind::kWrite,
+                    .context = contexts_[reaped_++ % kDepth],
+                    .status = broken_};
+  }
+  if (count < out.size() && fault_owed_ && reaped_ == posted_) {
+    fault_owed_ = false;
+    out[count++] = {.kind = CompletionKind::kFault, .status = broken_};
+  }
+  // Acknowledgements after the break would be for nobody.
+  if (reaped_ == posted_) ack_.reset();
+  return count;
+}
+
+void Initiator::take_welcome(std::span<const std::byte> packet,
+                             const std::vector<Fd>& descriptors) {
+  Welcome welcome;
+  std::memcpy(&welcome, packet.data(), sizeof welcome);
+  if (welcome.magic != kWelcomeMagic || welcome.version != kVersion) {
+    return break_off({StatusCode::kNoProvider, "local: the peer speaks another version"});
+  }
+  if (welcome.refused != 0) {
+    welcome.why[sizeof welcome.why - 1] = 0;
+    return break_off({StatusCode::kNoProvider, std::string("refused by the peer: ") + welcome.why});
+  }
+  if (descriptors.size() != 1) {
+    return break_off({StatusCode::kNoProvider, "local: the peer passed no memory"});
+  }
+  auto ack = Mapping::of_peer(descriptors[0].get(), sizeof(AckBlock));
+  if (!ack.ok()) return break_off(ack.status());
+  ack_ = std::move(*ack);
+}
+
+void Initiator::service() {
+  for (int i = 0; i < kPacketsPerLook && broken_.ok(); ++i) {
+    std::byte packet[sizeof(Welcome)];
+    std::vector<Fd> descriptors;
+    const auto got = receive_packet(socket_.get(), packet, &descriptors);
+    if (!got.ok()) {
+      if (got.status().code() == StatusCode::kAgain) return;
+      break_off(got.status());
+    } else if (*got == sizeof(Welcome) && ack_.data() == nullptr) {
+      take_welcome(packet, descriptors);
+    } else if (*got != sizeof kDoorbell) {
+      break_off({StatusCode::kFailed, "local: the peer sent what no peer sends"});
+    }
+  }
+  if (!broken_.ok()) socket_.reset();
+}
+
+bool Initiator::may_wait() {
+  if (!broken_.ok()) return reaped_ == posted_ && !fault_owed_;
+  if (ack_.data() == nullptr) return true;  // the Welcome makes the socket readable
+  Word& sleeping = ring()->sleeping;
+  const std::uint64_t value = sleeping.load(std::memory_order_relaxed);
+  sleeping.store(value | 1, std::memory_order_relaxed);
+  std::atomic_thread_fence(std::memory_order_seq_cst);
+  return ack()->completed.load(std::memory_order_relaxed) == reaped_ &&
+         ack()->fault.load(std::memory_order_relaxed) == 0;
+}
+
+void Initiator::wake_up() {
+  Word& sleeping = ring()->sleeping;
+  const std::uint64_t value = sleeping.load(std::memory_order_relaxed);
+  if (value % 2 != 0) sleeping.store(value + 1, std::memory_order_relaxed);
+}
+
+}  // namespace kvd::fabric::local
