@@ -16,7 +16,7 @@
 namespace kvd::tools {
 namespace {
 
-constexpr std::size_t kLargeBytes = std::size_t{1} << 30;
+constexpr std::size_t kLargeBytes = std::size_t{512} << 20;
 constexpr std::size_t kLine = 64;
 constexpr int kRounds = 1 << 20;  // of products: some milliseconds
 
@@ -135,7 +135,7 @@ class Meter {
     limits_.wanted = 3;
     limits_.tries_each = 3;
     limits_.sample = Duration(100'000'000);
-    limits_.most = Duration(2'000'000'000);
+    limits_.most = Duration(1'000'000'000);
     limits_.stop = stop;
   }
   std::uint32_t threads() const { return pool_.size(); }

@@ -13,7 +13,7 @@ namespace kvd::tools {
 
 // 0 where the instruction set in use has no such instruction.
 struct Ceilings {
-  double memory_bytes_per_s = 0;   // reading 1 GiB on huge pages
+  double memory_bytes_per_s = 0;   // reading 512 MiB on huge pages
   double weights_bytes_per_s = 0;  // reading as much as a decode step's weights, again and again:
                                    // more, where part of it stays in a cache
   double int8_macs_per_s = 0;      // the products that the int8 kernels are made of

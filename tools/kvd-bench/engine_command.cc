@@ -95,7 +95,7 @@ class Bench {
 
  private:
   bool over() const { return signals_.load() != 0 || clock_.now() >= end_; }
-  Status measure(std::uint32_t prompt, std::uint32_t batch, std::uint32_t context);
+  Status measure(const SpeedFigure& what);
 
   const EngineBenchOptions& options_;
   const std::atomic<int>& signals_;
@@ -119,6 +119,7 @@ Status Bench::run() {
   runs_ = std::move(*runs);
   report_.kernels = runs_->kernels();
   report_.cost = runs_->cost();
+  report_.environment = capture_environment();
   {
     cli::Progress progress("limits of the host", 0);
     progress.update(0);
@@ -128,36 +129,53 @@ Status Bench::run() {
     report_.ceilings = *ceilings;
   }
   if (options_.ndjson) KVD_RETURN_IF_ERROR(cli::write_out(start_event(report_)));
+  SpeedFigure what;
   for (const std::uint32_t prompt : options_.prompts) {
-    KVD_RETURN_IF_ERROR(measure(prompt, 0, 0));
+    what.tokens = prompt;
+    KVD_RETURN_IF_ERROR(measure(what));
+  }
+  if (!options_.prompts.empty()) {
+    what.kind = SpeedFigure::Kind::kMatrices;
+    what.tokens = options_.chunk;
+    KVD_RETURN_IF_ERROR(measure(what));
   }
   // The longest context first: its prompt serves the shorter ones too.
   std::vector<std::uint32_t> contexts = options_.contexts;
   std::sort(contexts.rbegin(), contexts.rend());
   for (const std::uint32_t context : contexts) {
     for (const std::uint32_t batch : options_.batches) {
-      KVD_RETURN_IF_ERROR(measure(0, batch, context));
+      what = {};
+      what.kind = SpeedFigure::Kind::kDecode;
+      what.batch = batch, what.context = context;
+      KVD_RETURN_IF_ERROR(measure(what));
     }
   }
   return {};
 }
 
-Status Bench::measure(std::uint32_t prompt, std::uint32_t batch, std::uint32_t context) {
+Status Bench::measure(const SpeedFigure& what) {
   if (over()) {
     report_.partial = true;
     return {};
   }
-  SpeedFigure named;
-  named.decode = prompt == 0;
-  named.tokens = prompt, named.batch = batch, named.context = context;
-  cli::Progress progress(named.name(), options_.samples);
+  cli::Progress progress(what.name(), options_.samples);
   SampleLimits limits;
   limits.wanted = options_.samples;
   limits.stop = [this] { return over(); };
   limits.progress = [&progress](std::size_t clean) { progress.update(clean); };
   progress.update(0);
-  const SpeedFigure figure =
-      prompt != 0 ? runs_->prefill(prompt, limits) : runs_->decode(batch, context, limits);
+  const auto run = [&] {
+    switch (what.kind) {
+      case SpeedFigure::Kind::kPrefill:
+        return runs_->prefill(what.tokens, limits);
+      case SpeedFigure::Kind::kMatrices:
+        return runs_->matrices(limits);
+      case SpeedFigure::Kind::kDecode:
+        break;
+    }
+    return runs_->decode(what.batch, what.context, limits);
+  };
+  const SpeedFigure figure = run();
   if (figure.tok_per_s.n == 0) {
     report_.partial = true;
     return {};

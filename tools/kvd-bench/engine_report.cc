@@ -13,6 +13,21 @@ namespace kvd::tools {
 namespace {
 
 using cli::JsonWriter;
+using Kind = SpeedFigure::Kind;
+
+constexpr Kind kKinds[] = {Kind::kPrefill, Kind::kMatrices, Kind::kDecode};
+
+const char* kind_name(Kind kind) {
+  switch (kind) {
+    case Kind::kPrefill:
+      return "prefill";
+    case Kind::kMatrices:
+      return "matrices";
+    case Kind::kDecode:
+      break;
+  }
+  return "decode";
+}
 
 std::string fixed(double value, int digits) {
   std::array<char, 64> text{};
@@ -38,7 +53,7 @@ const double* reference_of(const EngineReport& report, const SpeedFigure& figure
 
 void add_figure(JsonWriter& json, const EngineReport& report, const SpeedFigure& figure) {
   json.begin_object();
-  if (figure.decode) {
+  if (figure.kind == Kind::kDecode) {
     json.field("batch", figure.batch).field("context", figure.context);
     json.field("steps", figure.steps);
   } else {
@@ -78,14 +93,16 @@ void add_ceilings(JsonWriter& json, const EngineReport& report) {
 void add_body(JsonWriter& json, const EngineReport& report) {
   add_head(json, report);
   add_ceilings(json, report);
-  for (const bool decode : {false, true}) {
-    json.key(decode ? "decode" : "prefill").begin_array();
+  for (const Kind kind : kKinds) {
+    json.key(kind_name(kind)).begin_array();
     for (const SpeedFigure& figure : report.figures) {
-      if (figure.decode == decode) add_figure(json, report, figure);
+      if (figure.kind == kind) add_figure(json, report, figure);
     }
     json.end_array();
   }
   if (!report.reference_file.empty()) json.field("compared_with", report.reference_file);
+  json.key("environment");
+  write_environment(&json, report.environment, {});
   json.field("partial", report.partial);
 }
 
@@ -97,13 +114,13 @@ void add_own(const std::map<std::string, double>& numbers, std::map<std::string,
     const auto found = numbers.find(key);
     return found == numbers.end() ? std::nullopt : std::optional(found->second);
   };
-  for (const bool decode : {false, true}) {
+  for (const Kind kind : kKinds) {
     for (std::size_t i = 0;; ++i) {
-      const std::string prefix = (decode ? "decode." : "prefill.") + std::to_string(i) + ".";
+      const std::string prefix = std::string(kind_name(kind)) + "." + std::to_string(i) + ".";
       const auto speed = at(prefix + "tok_per_s");
       if (!speed) break;
       SpeedFigure figure;
-      figure.decode = decode;
+      figure.kind = kind;
       figure.tokens = static_cast<std::uint32_t>(at(prefix + "tokens").value_or(0));
       figure.batch = static_cast<std::uint32_t>(at(prefix + "batch").value_or(0));
       figure.context = static_cast<std::uint32_t>(at(prefix + "context").value_or(0));
@@ -121,14 +138,16 @@ bool is_short_name(const std::string& name) {
 }  // namespace
 
 std::string short_name(const SpeedFigure& figure) {
-  return figure.decode ? "tg" + std::to_string(figure.batch) + "_" + std::to_string(figure.context)
-                       : "pp" + std::to_string(figure.tokens);
+  if (figure.kind == Kind::kDecode) {
+    return "tg" + std::to_string(figure.batch) + "_" + std::to_string(figure.context);
+  }
+  return (figure.kind == Kind::kPrefill ? "pp" : "matrices") + std::to_string(figure.tokens);
 }
 
 Share share_of(const EngineReport& report, const SpeedFigure& figure) {
   const Ceilings& c = report.ceilings;
   const double rate = figure.tok_per_s.median;
-  if (!figure.decode) {
+  if (figure.kind != Kind::kDecode) {
     const double macs = rate * static_cast<double>(report.cost.linear_macs);
     if (c.bf16_macs_per_s > 0) return {"bf16", macs / c.bf16_macs_per_s};
     return c.int8_macs_per_s > 0 ? Share{"int8", macs / c.int8_macs_per_s} : Share{};
@@ -214,9 +233,10 @@ std::string report_csv(const EngineReport& report) {
   std::string text = "phase,tokens,batch,context,tok_per_s,p10,p90,n,rejected,disturbed\n";
   for (const SpeedFigure& figure : report.figures) {
     const Spread& s = figure.tok_per_s;
-    text += figure.decode
-                ? "decode,," + std::to_string(figure.batch) + "," + std::to_string(figure.context)
-                : "prefill," + std::to_string(figure.tokens) + ",,";
+    const bool decode = figure.kind == Kind::kDecode;
+    text += std::string(kind_name(figure.kind)) + "," +
+            (decode ? "," + std::to_string(figure.batch) + "," + std::to_string(figure.context)
+                    : std::to_string(figure.tokens) + ",,");
     text += "," + fixed(s.median, 2) + "," + fixed(s.p10, 2) + "," + fixed(s.p90, 2) + "," +
             std::to_string(s.n) + "," + std::to_string(figure.rejected) + "," +
             (figure.disturbed ? "true" : "false") + "\n";
@@ -234,7 +254,7 @@ std::string start_event(const EngineReport& report) {
 std::string result_event(const EngineReport& report, const SpeedFigure& figure) {
   JsonWriter json;
   json.begin_object().field("event", "result");
-  json.field("phase", figure.decode ? "decode" : "prefill").key("figure");
+  json.field("phase", kind_name(figure.kind)).key("figure");
   add_figure(json, report, figure);
   return finished(json);
 }

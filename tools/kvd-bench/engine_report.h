@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "common/environment.h"
 #include "kvd-bench/engine_ceilings.h"
 #include "kvd-bench/engine_runs.h"
 
@@ -16,13 +17,15 @@ struct EngineReport {
   std::string kernels;
   ModelCost cost;
   Ceilings ceilings;
+  Environment environment;
   std::vector<SpeedFigure> figures;
   bool partial = false;  // --max-time or a signal ended it
   std::string reference_file;
   std::map<std::string, double> reference;  // tokens a second by short name
 };
 
-// The name by which two results are matched: "pp512", "tg8_0" (batch 8, context 0).
+// The name by which two results are matched: "pp512", "matrices512", "tg8_0"
+// (batch 8, context 0).
 std::string short_name(const SpeedFigure& figure);
 
 // Which part of a ceiling a figure reaches; 0 where none is known.
@@ -31,7 +34,7 @@ struct Share {
   double part = 0;
 };
 // Decode: bytes of weights and KV that a step reads. Prefill: products of the layers' matrices,
-// with the time of attention in it: a lower bound for the matrices.
+// with the time of attention in it; kMatrices: nearly without.
 Share share_of(const EngineReport& report, const SpeedFigure& figure);
 
 // An earlier result: a document of `kvd-bench engine --json`, or an object that has numbers by

@@ -34,15 +34,18 @@ struct EngineBenchOptions {
 
 // Tokens a second, of all sequences together.
 struct SpeedFigure {
-  bool decode = false;
-  std::uint32_t tokens = 0;   // prefill: of the prompt
+  // kMatrices: a step of as many prompt tokens as a chunk has, in prompts of 32, so that nearly all
+  // of its time goes into the layers' matrices.
+  enum class Kind { kPrefill, kMatrices, kDecode };
+  Kind kind = Kind::kPrefill;
+  std::uint32_t tokens = 0;   // of the prompt; kMatrices: of all prompts
   std::uint32_t batch = 0;    // decode: sequences
   std::uint32_t context = 0;  // decode: tokens in the KV of each before the first step
   std::uint32_t steps = 0;    // decode: a run
   Spread tok_per_s;
   std::size_t rejected = 0;
   bool disturbed = false;
-  std::string name() const;  // "prefill 512", "decode 8 @512"
+  std::string name() const;  // "prefill 512", "matrices 512", "decode 8 @512"
 };
 
 // What a token costs, by the file.
@@ -59,6 +62,7 @@ class EngineRuns {
   static Result<std::unique_ptr<EngineRuns>> open(const EngineBenchOptions& options);
 
   SpeedFigure prefill(std::uint32_t tokens, const SampleLimits& limits);
+  SpeedFigure matrices(const SampleLimits& limits);
   SpeedFigure decode(std::uint32_t batch, std::uint32_t context, const SampleLimits& limits);
 
   std::string kernels() const { return model_->kernels(); }

@@ -17,7 +17,7 @@ SpeedFigure prefill(std::uint32_t tokens, double rate) {
 }
 SpeedFigure decode(std::uint32_t batch, std::uint32_t context, double rate) {
   SpeedFigure figure = prefill(0, rate);
-  figure.decode = true;
+  figure.kind = SpeedFigure::Kind::kDecode;
   figure.batch = batch, figure.context = context;
   return figure;
 }
