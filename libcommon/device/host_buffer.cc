@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <linux/memfd.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -146,6 +147,12 @@ Status HostBuffer::map_shared(std::size_t bytes, bool reserved) {
   fd_ = memfd_create("kvd-pages", MFD_CLOEXEC | MFD_ALLOW_SEALING | huge);
   if (fd_ < 0) {
     return {StatusCode::kNoProvider, std::string("memfd_create: ") + std::strerror(errno)};
+  }
+  // Over this limit the kernel would not refuse but end the process (SIGXFSZ).
+  rlimit limit{};
+  if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && bytes > limit.rlim_cur) {
+    return {StatusCode::kNoProvider, "shared memory of " + format_bytes(bytes) +
+                                         " is above the file size limit (ulimit -f)"};
   }
   if (ftruncate(fd_, static_cast<off_t>(bytes)) != 0) return exhausted(bytes, errno);
   std::byte* place = reserve_aligned(bytes);

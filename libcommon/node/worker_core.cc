@@ -138,6 +138,10 @@ Status WorkerCore::open_providers(const std::string& source) {
     std::erase_if(found, [&](const auto& p) { return p.name != options_.provider; });
     if (found.empty()) return fabric::explain_missing(options_.provider);
   }
+  const bool local = !found.empty() && found.front().name == "local";
+  if (options_.provider.empty() && !local) {
+    log_info("local is not offered", {{"why", fabric::explain_missing("local").message()}});
+  }
   const bool require_rdma = options_.transfer.require_rdma;
   if (require_rdma) {
     std::erase_if(found, [](const auto& p) { return !p.rdma; });

@@ -221,7 +221,7 @@ TEST_CASE("contract: a read brings the peer's bytes") {
     std::byte byte{};
     const Status refused = link.sender->read(link.peer, &byte, link.at(0, 1), 1);
     CHECK(refused.code() == StatusCode::kNoProvider);
-    CHECK(refused.message().find(provider) == 0);
+    CHECK(refused.message().find(provider.substr(0, provider.find(';'))) == 0);
     return;
   }
   link.memory = pattern(link.memory.size(), 5);  // same storage size: the registration stays valid

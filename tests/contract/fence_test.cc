@@ -217,7 +217,7 @@ TEST_CASE("contract: links that come and go leave no descriptor behind") {
 
 TEST_CASE("contract: without free descriptors an endpoint does not open, and later it does") {
   const std::string provider = GENERATE(from_range(present()));
-  if (provider == "sim") return;  // it opens none
+  if (provider.starts_with("sim")) return;  // it opens none
   INFO(provider);
   auto world = make_world(provider);
   auto domain = world->open_domain("decode");

@@ -20,7 +20,7 @@ TEST_CASE("contract: what this host lacks is said, with the reason and the remed
     REQUIRE_FALSE(domain.ok());
     CHECK(domain.status().code() == StatusCode::kNoProvider);
   }
-  CHECK(here.size() + missing.size() == provider_preference().size() + 1);
+  CHECK(here.size() + missing.size() == provider_preference().size() + 2);
 }
 
 TEST_CASE("providers: loopback offers tcp in its libfabric form, and tcp over rxm") {

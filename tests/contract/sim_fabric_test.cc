@@ -313,4 +313,84 @@ TEST_CASE("sim fabric: what a closing sender was told is done still lands, the r
                     [](std::byte b) { return b == std::byte{0}; }));
 }
 
+// One MiB of which the first pieces are copied, by a target that then sleeps.
+Bytes half_copied(FaultyWorld& world, Link& link) {
+  Bytes source = pattern(kMiB, 1);
+  REQUIRE(link.post(source, 0, 1, true, 5).ok());
+  REQUIRE(link.until([&] { return link.memory[kMiB / 2] != std::byte{0}; }));
+  REQUIRE(link.memory.back() == std::byte{0});
+  while (world.turn()) {
+  }
+  return source;
+}
+
+constexpr SimFaults kPull{
+    .land_after_region_close = false, .self_reconnect = false, .target_pulls = true};
+
+TEST_CASE("sim fabric: a target that pulls copies only while it polls") {
+  FaultyWorld world(kPull);
+  Link link(&world, kMiB);
+  const Bytes source = half_copied(world, link);
+  const Bytes before = link.memory;
+  world.run_out();
+  CHECK(link.memory == before);
+  CHECK(link.done.empty());
+  REQUIRE(link.until([&] { return link.completed(1); }));
+  CHECK(landed(link, source));
+  CHECK(link.seen.back().data == 5);
+}
+
+TEST_CASE("sim fabric: a copy whose sender gave up is void, without the check it is not") {
+  const bool checked = GENERATE(true, false);
+  int voids = 0, signals = 0;
+  for (std::uint64_t seed = 1; seed <= 40; ++seed) {
+    SimFaults faults = kPull;
+    faults.epoch_is_checked = checked;
+    FaultyWorld world(faults, seed);
+    Link link(&world, kMiB);
+    Bytes source = pattern(kMiB, 1);
+    const LocalPiece from{source.data(), kMiB};
+    const RemotePiece to = link.at(0, kMiB);
+    REQUIRE(link.sender
+                ->write(link.peer,
+                        {.local = {&from, 1}, .remote = {&to, 1}, .context = 1, .remote_data = 5})
+                .ok());
+    std::array<Completion, 4> batch;
+    while (link.memory[kMiB / 2] == std::byte{0}) {
+      REQUIRE(world.turn());
+      REQUIRE(link.receiver->poll(batch) == 0);
+    }
+    link.sender.reset();
+    std::fill(source.begin(), source.end(), std::byte{0xee});  // the pages are in other hands
+    std::size_t count = 0;
+    while (count == 0) {
+      (void)world.turn();
+      count = link.receiver->poll(batch);
+    }
+    REQUIRE(count == 1);
+    signals += batch[0].kind == CompletionKind::kRemoteData ? 1 : 0;
+    voids += world.fabric.counts().void_copies > 0 ? 1 : 0;
+  }
+  // Otherwise the end was seen before the copy went on.
+  CHECK(voids > 0);
+  CHECK(signals == (checked ? 0 : voids));
+}
+
+TEST_CASE("sim fabric: where the target pulls, the end of one side is known to the other") {
+  const bool sender_dies = GENERATE(true, false);
+  FaultyWorld world(kPull);
+  Link link(&world, kMiB);
+  (void)half_copied(world, link);
+  world.fabric.kill(sender_dies ? "prefill" : "decode");
+  link.poll();
+  if (sender_dies) {
+    REQUIRE(link.seen.size() == 1);
+    CHECK(link.seen[0].kind == CompletionKind::kFault);
+  } else {
+    REQUIRE(link.done.size() == 1);
+    CHECK_FALSE(link.done[0].status.ok());
+  }
+  CHECK(link.memory.back() == std::byte{0});
+}
+
 }  // namespace kvd::fabric::contract

@@ -15,6 +15,7 @@ namespace {
 
 class SimWorld final : public World {
  public:
+  explicit SimWorld(const SimFaults& faults) : fabric_(42, &clock_, faults) {}
   std::unique_ptr<Domain> open_domain(const std::string& host) override {
     return fabric_.open_domain(host);
   }
@@ -29,7 +30,7 @@ class SimWorld final : public World {
 
  private:
   ManualClock clock_;
-  SimFabric fabric_{42, &clock_, SimFaults{}};
+  SimFabric fabric_;
 };
 
 class RealWorld final : public World {
@@ -108,7 +109,7 @@ void Arena::give_back(const std::byte* data, std::size_t bytes) {
 std::span<std::byte> Arena::whole() { return {arena().buffer.data(), arena().buffer.size()}; }
 
 std::vector<std::string> present() {
-  std::vector<std::string> names{"sim"};
+  std::vector<std::string> names{"sim", "sim;local"};
   for (const ProviderInfo& info : available_providers("127.0.0.1", "")) {
     if (std::find(names.begin(), names.end(), info.name) == names.end()) names.push_back(info.name);
   }
@@ -125,7 +126,11 @@ std::vector<std::string> absent() {
 }
 
 std::unique_ptr<World> make_world(const std::string& provider) {
-  if (provider == "sim") return std::make_unique<SimWorld>();
+  if (provider == "sim") return std::make_unique<SimWorld>(SimFaults{});
+  if (provider == "sim;local") {
+    return std::make_unique<SimWorld>(
+        SimFaults{.land_after_region_close = false, .self_reconnect = false, .target_pulls = true});
+  }
   return std::make_unique<RealWorld>(provider);
 }
 

@@ -1,4 +1,5 @@
-// What the contract suite runs on: every fabric that this host has, and the simulated one.
+// What the contract suite runs on: every fabric that this host has, and the simulated one, which
+// is "sim" and, where the target copies, "sim;local".
 //
 // Each test is run once for each name of present(); what is absent is printed, with the reason, by
 // one test of its own. Both ends of a link live in one thread: run() polls them in turn and lets

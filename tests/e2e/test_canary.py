@@ -6,8 +6,8 @@ step of the protocol, and every free page of decode holds a pattern that is watc
   test_canary.py --stopped SECONDS                      asleep in mid-transfer for so long; the rest serves
   test_canary.py --unfenced first|all                   without a fence, until stale bytes show, or each way
 
-One decode that is watched, one prefill behind a link of 100 Mbit/s (a network namespace of its own), and a second
-prefill and a second decode that must go on serving. The pool of decode is so small that the next request reuses
+One decode that is watched, one prefill behind a link of 100 Mbit/s (a network namespace of its own; over local,
+which needs no network, all are on one host), and a second prefill and a second decode that must go on serving. The pool of decode is so small that the next request reuses
 the pages of the one that failed. A step is reached when the process stops itself there (tests/faults).
 
 Rounds in which decode frees pages without a proof must show stale bytes on tcp, or the test fails: then it would
@@ -29,7 +29,7 @@ import urllib.parse
 
 from kvdtest import BIN, WORKER, Namespaces, check, cluster, complete, run_in, wait_until, words
 
-PROVIDERS = ("tcp", "tcp;ofi_rxm")
+PROVIDERS = ("tcp", "tcp;ofi_rxm", "local")
 RATE = "100mbit"
 DEAD_AFTER = 1.2
 # Two pages of 4 MiB to transfer, three to lease, of a pool of four.
@@ -51,9 +51,10 @@ ACTIONS = ("kill", "stop", "abort", "cut")
 AFTER_ABORT = ("abort", "drained")
 
 
-def combinations():
+def combinations(provider):
     return [(victim, step, action) for victim, step in STEPS for action in ACTIONS
-            if not (action == "abort" and step.endswith(AFTER_ABORT))]
+            if not (action == "abort" and step.endswith(AFTER_ABORT))
+            and not (action == "cut" and provider == "local")]
 
 
 class Asked(threading.Thread):
@@ -102,11 +103,13 @@ class Site:
 
     def __init__(self, start, hosts, provider, rng, unfenced=False):
         self.start, self.hosts, self.provider, self.unfenced = start, hosts, provider, unfenced
+        # There is no network in between: the far prefill is on host a, too.
+        self.far_addr, self.far_netns = (hosts.addr_a, None) if provider == "local" else (hosts.addr_b, hosts.b)
         self.fence_after = rng.choice(("200ms", "2s"))
         self.folder = tempfile.TemporaryDirectory(prefix="kvd-canary-")
         self.common = (*MOCK, "--provider", provider, "--dead-after", "%gs" % DEAD_AFTER, "--insecure",
                        "--fence-after", self.fence_after)
-        self.far = self.start_far("%s:0" % hosts.addr_b)
+        self.far = self.start_far("%s:0" % self.far_addr)
         self.near = start("kvd-prefill", *self.common, *self.addresses(hosts.addr_a))
         self.lists = ("--prefill", self.far.control, "--prefill", self.near.control)
         self.decode = self.start_decode("%s:0" % hosts.addr_a)
@@ -121,8 +124,10 @@ class Site:
         return os.path.join(self.folder.name, victim)
 
     def start_far(self, listen):
-        return self.start("test/kvd-prefill-faults", *self.common, "--http", self.hosts.addr_b + ":0", "--listen",
-                          listen, netns=self.hosts.b, env={"KVD_TEST_STOP_FILE": self.stop_file("prefill")})
+        # Without a slow link it is the compute, layer by layer, that makes a transfer last.
+        slow = ("--mock-compute", "8000") if self.provider == "local" else ()
+        return self.start("test/kvd-prefill-faults", *self.common, *slow, "--http", self.far_addr + ":0", "--listen",
+                          listen, netns=self.far_netns, env={"KVD_TEST_STOP_FILE": self.stop_file("prefill")})
 
     def start_decode(self, listen):
         env = {"KVD_TEST_STOP_FILE": self.stop_file("decode"), "KVD_TEST_CANARY": "1"}
@@ -130,6 +135,11 @@ class Site:
             env["KVD_TEST_UNFENCED"] = "1"
         return self.start("test/kvd-decode-faults", *self.common, "--http", self.hosts.addr_a + ":0", "--listen",
                           listen, *self.lists, env=env)
+
+    def stop_at(self, victim, step):
+        with open(self.stop_file(victim) + ".new", "w", encoding="ascii") as f:
+            f.write(step + "\n")
+        os.rename(f.name, self.stop_file(victim))
 
     def daemon(self, victim):
         return self.far if victim == "prefill" else self.decode
@@ -194,10 +204,10 @@ def reach(site, want, victim, step):
     On a busy host a link may be given up before the step is reached: such a request does not count.
     """
     daemon = site.daemon(victim)
+    if step == "mid" and site.provider == "local":
+        return reach_mid_copy(site, want)
     if step not in ("-", "mid"):
-        with open(site.stop_file(victim) + ".new", "w", encoding="ascii") as f:
-            f.write(step + "\n")
-        os.rename(f.name, site.stop_file(victim))
+        site.stop_at(victim, step)
     if step == "-":
         daemon.signal(signal.SIGSTOP)
     for _ in range(3):
@@ -206,6 +216,19 @@ def reach(site, want, victim, step):
             return asked
         site.serve(want, site.decode, site.far)
     raise AssertionError("%s did not stop at: %s" % (victim, step))
+
+
+def reach_mid_copy(site, want):
+    """Stops decode with copies still to make: prefill is held in the middle of its writes, then goes on alone."""
+    site.stop_at("prefill", "sender write 8")
+    for _ in range(3):
+        asked = ask_until(site, site.far, "sender write 8")
+        if is_stopped(site.far.pid):
+            site.decode.signal(signal.SIGSTOP)
+            site.far.signal(signal.SIGCONT)
+            return asked
+        site.serve(want, site.decode, site.far)
+    raise AssertionError("prefill did not stop at: sender write 8")
 
 
 def ask_until(site, daemon, step):
@@ -281,7 +304,7 @@ def fenced_rounds(hosts, want, rounds, seed, providers):
                 site.serve(want, site.decode, site.far)
                 for _ in range(min(left, CLUSTER_ROUNDS)):
                     if not queue:
-                        queue = combinations()
+                        queue = combinations(provider)
                         rng.shuffle(queue)
                     victim, step, action = queue.pop()
                     began = time.monotonic()
@@ -301,7 +324,7 @@ def fenced_rounds(hosts, want, rounds, seed, providers):
                 check(counts["checked"] > counts["filled"] > 0, "nothing was watched: %s" % counts)
                 totals.update(counts)
     print("canary: %d rounds, %d of %d (step x action), %d pages filled, %d checks, %d stale" %
-          (sum(hits.values()), len(hits), len(combinations()), totals["filled"], totals["checked"],
+          (sum(hits.values()), len(hits), len(combinations(None)), totals["filled"], totals["checked"],
            totals["changed"]))
 
 

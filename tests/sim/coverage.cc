@@ -50,6 +50,7 @@ const char* const kCountNames[kCounts] = {
     "pieces that landed after their write's error",
     "pieces that overtook an older write",
     "writes that found key or endpoint closed",
+    "copies that their sender had given up",
     "control messages lost",
     "control messages duplicated",
     "control messages overtaken",
@@ -103,7 +104,7 @@ std::string_view to_string(Fault fault) {
       "drop decode",     "endless again",    "messages lost",    "messages doubled",
       "messages turned", "messages delayed", "starvation",       "unordered",
       "no remote data",  "false ok",         "land after error", "land after region close",
-      "reconnects",
+      "reconnects",      "target pulls",
   };
   return kNames[static_cast<std::size_t>(fault)];
 }
@@ -141,17 +142,10 @@ void count_world(const World& world) {
   }
   const fabric::SimFabric::Counts& fabric = world.fabric.counts();
   const control::SimNetwork::Counts& control = world.network.counts();
-  const std::uint64_t more[] = {world.fenced,
-                                fabric.refused_posts,
-                                fabric.false_ok,
-                                fabric.errors,
-                                fabric.landed_late,
-                                fabric.overtaken,
-                                fabric.refused_by_target,
-                                control.lost,
-                                control.duplicated,
-                                control.overtaken,
-                                control.cut};
+  const std::uint64_t more[] = {
+      world.fenced,       fabric.refused_posts, fabric.false_ok,          fabric.errors,
+      fabric.landed_late, fabric.overtaken,     fabric.refused_by_target, fabric.void_copies,
+      control.lost,       control.duplicated,   control.overtaken,        control.cut};
   for (std::size_t i = 0; i < std::size(more); ++i) counts[6 + i] += more[i];
 }
 

@@ -36,10 +36,11 @@ enum class Fault : std::uint8_t {
   kLandAfterError,
   kLandAfterRegionClose,
   kReconnect,
+  kTargetPulls,
 };
-constexpr std::size_t kFaults = 21;
+constexpr std::size_t kFaults = 22;
 constexpr std::size_t kPhases = 7;  // states, and the drains of a failed room
-constexpr std::size_t kCounts = 17;
+constexpr std::size_t kCounts = 18;
 
 std::string_view to_string(Fault fault);
 std::string_view to_string(Step step);

@@ -284,24 +284,30 @@ void Decode::check_prompt(const Request& request, const std::vector<PageIndex>& 
   }
 }
 
-void Decode::check_landing(const std::byte* at, std::uint64_t bytes) {
+void Decode::check_landing(const fabric::SimFabric::Landing& landing) {
+  const std::byte* at = landing.at;
   if (receiver == nullptr || at < memory_.data() || at >= memory_.data() + memory_.size()) return;
   const std::byte* slots = pool->memory() + pool->memory_bytes();
   if (at >= slots) {
     return check_slot(static_cast<std::uint32_t>((at - slots) / proto::kSlotBytes));
   }
   const std::uint64_t page_bytes = pool->layout().page_bytes();
-  const std::byte* end = at + bytes;
+  const std::byte* end = at + landing.bytes;
   while (at < end) {
     const auto page = static_cast<PageIndex>((at - pool->memory()) / page_bytes);
     const std::byte* stop = std::min<const std::byte*>(end, pool->page(page) + page_bytes);
-    if (!may_land(page, at, stop)) {
+    if (landing.stale ? !may_write(page) : !may_land(page, at, stop)) {
       world_->violation("a write landed in page " + std::to_string(page) + " of " + name +
                         ", which belongs to " +
                         (owners_[page].lease == 0 ? "nobody" : "somebody else"));
     }
     at = stop;
   }
+}
+
+bool Decode::may_write(PageIndex page) const {
+  const auto lease = leases_.find(owners_[page].lease);
+  return lease != leases_.end() && !lease->second.committed;
 }
 
 // What landed at [at, end) of a page is what its room writes there, and the room still may.

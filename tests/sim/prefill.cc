@@ -68,7 +68,8 @@ void Prefill::tick() {
     described.role = "prefill";
     described.fingerprint = fingerprint;
     described.layout = transfer::to_info(world_->options.layout);
-    described.providers = {"sim"};
+    described.providers = {provider_of(world_->options)};
+    described.scope = fabric::local_scope();
     (void)messenger->send(message->from, message->envelope.from, described);
   }
   std::vector<RoomId> due;

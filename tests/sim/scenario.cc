@@ -18,7 +18,19 @@ Duration draw_time(Rng* rng, Duration below) {
   return Duration(static_cast<std::int64_t>(rng->below(static_cast<std::uint64_t>(below.count()))));
 }
 
-WorldOptions draw_options(Rng* rng) {
+// A fifth of the seeds run over `local`. Drawn apart, so that the others stay what they were.
+void draw_local(std::uint64_t seed, WorldOptions* options) {
+  Rng rng(seed * 15'485'863 + 1);
+  if (!rng.chance(0.2)) return;
+  fabric::SimFaults& fabric = options->fabric;
+  fabric.target_pulls = fabric.ordered = fabric.remote_cq_data = true;
+  fabric.endpoint_close_is_fence = true;
+  fabric.false_ok = fabric.self_reconnect = fabric.land_after_error = false;
+  fabric.land_after_region_close = false;
+  if (rng.chance(0.3)) options->transfer.digest = transfer::Digest::kOff;
+}
+
+WorldOptions draw_options(Rng* rng, std::uint64_t seed) {
   WorldOptions options;
   options.only_due = true;
   options.layout = tiny_layout();
@@ -47,6 +59,7 @@ WorldOptions draw_options(Rng* rng) {
   const bool hides = options.fabric.ordered && options.fabric.self_reconnect;
   if (rng->chance(0.2)) options.transfer.digest = transfer::Digest::kFull;
   if (!hides && rng->chance(0.1)) options.transfer.digest = transfer::Digest::kOff;
+  draw_local(seed, &options);
   return options;
 }
 
@@ -60,6 +73,7 @@ std::string describe(const WorldOptions& options) {
       {"land_after_region_close", options.fabric.land_after_region_close},
       {"land_after_error", options.fabric.land_after_error},
       {"endpoint_close_is_fence", options.fabric.endpoint_close_is_fence},
+      {"target_pulls", options.fabric.target_pulls},
       {"stream", options.transfer.stream},
   };
   for (const auto& [name, set] : flags) {
@@ -73,7 +87,7 @@ std::string describe(const WorldOptions& options) {
 class Scenario {
  public:
   explicit Scenario(std::uint64_t seed)
-      : draw_(seed * 7919), world_(seed, draw_options(&draw_)), rng_(world_.rng) {}
+      : draw_(seed * 7919), world_(seed, draw_options(&draw_, seed)), rng_(world_.rng) {}
   std::string run();
 
  private:
@@ -210,6 +224,11 @@ void Scenario::strike_link(Fault fault, Prefill* prefill, Decode* decode) {
   met(fault, by_decode || fault == Fault::kStarve ? nullptr : prefill,
       fault == Fault::kDropPrefill || fault == Fault::kAgain ? nullptr : decode);
   const auto cut_fabric = [&] {
+    if (world_.options.fabric.target_pulls) {
+      // No network is in between: what holds everything up is a prefill that sleeps.
+      prefill->stopped = true;
+      return world_.at(healed, [prefill] { prefill->stopped = false; });
+    }
     world_.fabric.partition(from, to);
     world_.at(healed, [=, this] { world_.fabric.heal(from, to); });
   };
@@ -251,6 +270,12 @@ void Scenario::drop(Prefill* prefill, Decode* decode, const std::string& host, i
   if (world_.fabric.in_flight(prefill->host) == 0 && tries > 0) {
     return world_.at(world_.clock.now() + Duration(20'000),
                      [=, this] { drop(prefill, decode, host, tries - 1); });
+  }
+  if (world_.options.fabric.target_pulls && rng_.chance(0.5) && !decode->stopped) {
+    // Asleep in the middle of a copy for so long that prefill gives the connection up.
+    decode->stopped = true;
+    return world_.at(world_.clock.now() + 2 * world_.options.transfer.dead_after,
+                     [decode] { decode->stopped = false; });
   }
   if (rng_.chance(0.5)) return world_.drop_connections(host);
   for (const auto& [id, request] : decode->requests) {
@@ -300,6 +325,7 @@ void Scenario::count_steps() {
   if (fabric.land_after_error) held.push_back(Fault::kLandAfterError);
   if (fabric.land_after_region_close) held.push_back(Fault::kLandAfterRegionClose);
   if (fabric.self_reconnect) held.push_back(Fault::kReconnect);
+  if (fabric.target_pulls) held.push_back(Fault::kTargetPulls);
   world_.on_step = [held = std::move(held)](Step step) {
     for (Fault fault : held) count(step, fault);
   };

@@ -14,12 +14,16 @@ const bool kQuiet = [] {
 
 }  // namespace
 
+std::string provider_of(const WorldOptions& options) {
+  return options.fabric.target_pulls ? "local" : "sim";
+}
+
 transfer::TransferOptions transfer_options(const WorldOptions& options,
                                            const std::string& fingerprint) {
   transfer::TransferOptions out = options.transfer;
   out.model = "m";
   out.fingerprint = fingerprint;
-  out.providers = {"sim"};
+  out.providers = {provider_of(options)};
   out.slots = options.slots;
   out.max_rooms = 256;
   return out;
@@ -53,7 +57,11 @@ World::World(std::uint64_t seed, WorldOptions the_options)
     : options(std::move(the_options)),
       rng(seed),
       fabric(seed + 1, &clock, options.fabric),
-      network(seed + 2, &clock, options.channel) {}
+      network(seed + 2, &clock, options.channel) {
+  fabric.on_pulled([this](const fabric::SimFabric::Landing& landing) {
+    for (auto& decode : decodes) decode->check_landing(landing);
+  });
+}
 
 World::~World() {
   decodes.clear();
@@ -84,7 +92,7 @@ void World::tick() {
 
 void World::check_landed() {
   for (const fabric::SimFabric::Landing& landing : fabric.landed()) {
-    for (auto& decode : decodes) decode->check_landing(landing.at, landing.bytes);
+    for (auto& decode : decodes) decode->check_landing(landing);
   }
 }
 

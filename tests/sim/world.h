@@ -60,6 +60,8 @@ enum class Step : std::uint8_t {
 };
 constexpr std::size_t kSteps = 7;  // kOver is none
 
+// What the fabric is called: "sim", or "local" where the target copies.
+std::string provider_of(const WorldOptions& options);
 transfer::TransferOptions transfer_options(const WorldOptions& options,
                                            const std::string& fingerprint);
 
@@ -143,7 +145,8 @@ class Decode final : public transfer::ReceiverHost {
                         RoomId room = {});
   void abort(std::uint64_t id);
   // Of what just landed anywhere: every byte of it in our memory must be where its room may write.
-  void check_landing(const std::byte* at, std::uint64_t bytes);
+  // A stale piece may be anything, but only where a room may write.
+  void check_landing(const fabric::SimFabric::Landing& landing);
   void check_all();
   // Everything over; where nothing is a fence, what no proof covers may stay.
   bool quiet() const;
@@ -191,6 +194,7 @@ class Decode final : public transfer::ReceiverHost {
   void open_waiting();
   void open(const Waiting& waiting, kv::LeaseId lease);
   void fence_for(const Waiting& waiting, std::uint32_t pages);
+  bool may_write(PageIndex page) const;
   bool may_land(PageIndex page, const std::byte* at, const std::byte* end) const;
   void check_slot(std::uint32_t slot);
   void fill_canary(PageIndex page);

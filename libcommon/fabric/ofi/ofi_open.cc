@@ -94,7 +94,10 @@ Status explain_missing(const std::string& provider) {
   }
   if (provider == "local") {
     const Status why = check_local("", "");
-    return why.ok() ? no("it works here; give --fabric-addr an address of this host") : why;
+    return why.ok() ? no("not with this address or device; give --fabric-addr an address of this "
+                         "host, and no "
+                         "--device")
+                    : why;
   }
   if (!provider.starts_with("tcp")) return no(rdma_reason(provider));
   return no("libfabric " + libfabric_version() +

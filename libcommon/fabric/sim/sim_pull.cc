@@ -38,7 +38,7 @@ void SimFabric::Impl::pull_piece(const ConnKey& key) {
   Op& op = ops.at(id);
   op.may_copy = false;
   // It looks at its sockets now and then: the end is seen before the next copy, or after it.
-  if (conn.given_up && rng.chance(0.5)) return end_pull(key);
+  if (conn.given_up && rng.chance(0.2)) return end_pull(key);
   if ((op.targets.empty() && !accept(op).ok()) || !keys_alive(op)) {
     ++counts.refused_by_target;
     return end_pull(key);
