@@ -50,7 +50,7 @@ cli::Command doctor_command(DoctorFields* f) {
                              "size of the KV pool that would be registered", 1),
            cli::flag_option("all", &f->all, "show what passed and what was skipped too")})
       .group("Source", {cli::text_option("root", "DIR", &f->root,
-                                         "check a recorded tree of /sys, /proc and /etc instead"),
+                                         "check a recorded tree of /sys, /proc and /dev instead"),
                         cli::duration_option("interval", {&f->interval},
                                              "time between two readings of counters")});
   command.examples =

@@ -247,8 +247,13 @@ Status check_choice(const ListFields& fields, const std::vector<Row>& rows,
     std::vector<std::string> names;
     for (const std::string_view name : fabric::provider_preference()) names.emplace_back(name);
     const std::string near = cli::nearest(fields.provider, names);
-    const std::string message = fabric::explain_missing(fields.provider).message();
-    return no(message + (near.empty() ? "" : "; did you mean " + near + "?"));
+    std::string message = fabric::explain_missing(fields.provider).message();
+    if (!near.empty()) message += "; did you mean " + near + "?";
+    // Both mistakes at once, so that the second is not found only after the first.
+    for (const fabric::MissingProvider& one : missing) {
+      if (one.name == near) message += " Then " + one.message;
+    }
+    return no(message);
   }
   if (!fields.device.empty() && rows.empty()) {
     return no("no provider has the domain " + fields.device +

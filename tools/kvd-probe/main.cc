@@ -1,6 +1,7 @@
 // kvd-probe: looks into a host and a running cluster.
 #include <vector>
 
+#include "fabric/provider_details.h"
 #include "kvd-probe/verbs.h"
 
 namespace kvd::tools {
@@ -11,6 +12,7 @@ int probe_main(int argc, const char* const* argv) {
   cli::Program program;
   program.name = kProbeProgram;
   program.summary = "look into a host and a running cluster";
+  program.version_fields = {{"libfabric", fabric::libfabric_version()}};
   for (const Verb& verb : verbs) program.commands.push_back(verb.command);
   const cli::Invocation invocation = cli::parse(program, argc, argv);
   return invocation.exit ? *invocation.exit : verbs[invocation.command].run(invocation);
