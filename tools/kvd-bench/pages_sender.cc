@@ -82,18 +82,22 @@ class PagesSender final : public node::LoopTask, public transfer::SenderHost {
 };
 
 Status PagesSender::start(const std::string& provider, bool isolated) {
-  auto buffer = device::HostBuffer::allocate(plan_.pool_pages * plan_.layout.page_bytes());
+  auto domain = open_pages_domain(plan_.options, provider, isolated);
+  if (!domain.ok()) return domain.status();
+  domain_ = std::move(*domain);
+  const bool shared = domain_->capabilities().shared_sources;
+  auto buffer =
+      device::HostBuffer::allocate(plan_.pool_pages * plan_.layout.page_bytes(),
+                                   shared ? device::Backing::kShared : device::Backing::kPrivate);
   if (!buffer.ok()) return buffer.status();
   buffer_ = std::move(*buffer);
+  mailbox_->box().sender_huge_pages = buffer_.huge_pages() != device::HugePages::kNone;
   std::memset(buffer_.data(), 0x5a, buffer_.size());  // no page fault is measured
   pool_ = std::make_unique<kv::PagePool>(plan_.layout, buffer_.data(), plan_.pool_pages);
   Rng places(plan_.options.seed + 1);
   sets_ = std::make_unique<PageSets>(pool_.get(), plan_.sets, plan_.pages_each,
                                      plan_.options.concurrency, plan_.options.fragmentation,
                                      &places, clock_.now());
-  auto domain = open_pages_domain(plan_.options, provider, isolated);
-  if (!domain.ok()) return domain.status();
-  domain_ = std::move(*domain);
   auto region = domain_->register_memory(buffer_.data(), buffer_.size(), false, nullptr);
   if (!region.ok()) return region.status();
   source_region_ = std::move(*region);
@@ -178,6 +182,7 @@ bool PagesSender::step_kv() {
     described.layout = transfer::to_info(plan_.layout);
     described.providers = {domain_->capabilities().provider};
     described.load = load();
+    described.scope = fabric::local_scope();
     (void)messenger_->send(message->from, message->envelope.from, described);
   }
   // KvSender must not be called from inside its own calls: jobs wait for this turn.
