@@ -16,14 +16,24 @@ constexpr float kNothing = -__builtin_inff();
 
 KVD_INLINE std::uint32_t least(std::uint32_t a, std::uint32_t b) { return a < b ? a : b; }
 
-// `count` token rows of a block to floats, even elements of each 16 first.
+KVD_INLINE const std::byte* token_at(const KvView& kv, std::size_t offset, std::uint32_t token) {
+  return kv.pool + kv.pages[token / kv.page_size] * kv.page_bytes + offset +
+         std::size_t{token % kv.page_size} * kv.head_dim * 2;
+}
+
+// `count` token rows of a block to floats, even elements of each 16 first. Asks for the same rows
+// of the next block where there are any up to `last`: pages of a decode step are far from the
+// cache.
 void widen(const KvView& kv, std::size_t offset, std::uint32_t first, std::uint32_t count,
-           float* out) {
+           std::uint32_t last, float* out) {
   const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xFFFF0000U));
   for (std::uint32_t j = 0; j < count; ++j) {
     const std::uint32_t token = first + j;
-    const std::byte* row = kv.pool + kv.pages[token / kv.page_size] * kv.page_bytes + offset +
-                           std::size_t{token % kv.page_size} * kv.head_dim * 2;
+    const std::byte* row = token_at(kv, offset, token);
+    if (token + kKvBlock <= last) {
+      const auto* next = reinterpret_cast<const char*>(token_at(kv, offset, token + kKvBlock));
+      for (std::uint32_t i = 0; i < kv.head_dim * 2; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
+    }
     for (std::uint32_t i = 0; i < kv.head_dim; i += 16) {
       const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(row + 2 * i));
       _mm256_store_ps(out + i, _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16)));
@@ -189,8 +199,8 @@ void attend_block(const KvView& kv, std::uint32_t block, const Queries& queries,
   const std::uint32_t count = least(kKvBlock, last - first + 1);
   auto* keys = reinterpret_cast<float*>(scratch);
   float* values = keys + std::size_t{kKvBlock} * kv.head_dim;
-  widen(kv, kv.key_offset, first, count, keys);
-  widen(kv, kv.value_offset, first, count, values);
+  widen(kv, kv.key_offset, first, count, last, keys);
+  widen(kv, kv.value_offset, first, count, last, values);
   // Keys are taken four at a time: what pads the last four must be numbers.
   float* const end = keys + std::size_t{(count + 3) / 4 * 4} * kv.head_dim;
   for (float* k = keys + std::size_t{count} * kv.head_dim; k < end; ++k) *k = 0;

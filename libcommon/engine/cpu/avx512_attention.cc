@@ -15,7 +15,6 @@ namespace {
 
 constexpr std::uint32_t kTile = 6;                // query rows
 constexpr std::uint32_t kScores = kKvBlock / 16;  // registers of a row's scores
-constexpr std::uint32_t kRun = 32;                // tokens that surely share a page
 
 KVD_INLINE std::uint32_t least(std::uint32_t a, std::uint32_t b) { return a < b ? a : b; }
 
@@ -55,11 +54,22 @@ KVD_INLINE void transpose(__m512i (&r)[16]) {
   }
 }
 
+// Asks for tokens [first, first + 16) of a later block, so that a decode step does not wait for its
+// pages.
+KVD_INLINE void prefetch(const KvView& kv, std::size_t offset, std::uint32_t first) {
+  const auto* at = reinterpret_cast<const char*>(token_at(kv, offset, first));
+  for (std::size_t i = 0; i < std::size_t{16} * kv.head_dim * 2; i += 64) {
+    _mm_prefetch(at + i, _MM_HINT_T1);
+  }
+}
+
 // Keys of tokens [first, first + count) to out[pair of dims][64]; what is beyond them in the last
 // 16 is zero, what is beyond those stays.
-void arrange_keys(const KvView& kv, std::uint32_t first, std::uint32_t count, std::uint32_t* out) {
+void arrange_keys(const KvView& kv, std::uint32_t first, std::uint32_t count, std::uint32_t last,
+                  std::uint32_t* out) {
   const std::uint32_t pairs = kv.head_dim / 2;
   for (std::uint32_t j = 0; j < count; j += 16) {
+    if (first + j + kKvBlock <= last) prefetch(kv, kv.key_offset, first + j + kKvBlock);
     const std::byte* from = token_at(kv, kv.key_offset, first + j);
     const std::uint32_t rows = least(16, count - j);
     for (std::uint32_t p = 0; p < pairs; p += 16) {
@@ -81,11 +91,12 @@ void arrange_keys(const KvView& kv, std::uint32_t first, std::uint32_t count, st
 }
 
 // Values of the tokens to out[pair of tokens][head_dim]; an odd last one is paired with zeros.
-void arrange_values(const KvView& kv, std::uint32_t first, std::uint32_t count,
+void arrange_values(const KvView& kv, std::uint32_t first, std::uint32_t count, std::uint32_t last,
                     std::uint32_t* out) {
-  for (std::uint32_t run = 0; run < count; run += kRun) {
+  for (std::uint32_t run = 0; run < count; run += 16) {
+    if (first + run + kKvBlock <= last) prefetch(kv, kv.value_offset, first + run + kKvBlock);
     const std::byte* from = token_at(kv, kv.value_offset, first + run);
-    const std::uint32_t tokens = least(kRun, count - run);
+    const std::uint32_t tokens = least(16, count - run);
     for (std::uint32_t j = 0; j < tokens; j += 2, out += kv.head_dim) {
       const std::byte* even = from + std::size_t{j} * kv.head_dim * 2;
       const std::byte* odd = even + std::size_t{kv.head_dim} * 2;
@@ -230,8 +241,8 @@ void attend_block(const KvView& kv, std::uint32_t block, const Queries& queries,
   const std::uint32_t count = least(kKvBlock, last - first + 1);
   auto* keys = reinterpret_cast<std::uint32_t*>(scratch);
   std::uint32_t* values = keys + std::size_t{kKvBlock} * kv.head_dim / 2;
-  arrange_keys(kv, first, count, keys);
-  arrange_values(kv, first, count, values);
+  arrange_keys(kv, first, count, last, keys);
+  arrange_values(kv, first, count, last, values);
   const Block arranged{keys, values, first, kv.head_dim};
   constexpr std::make_integer_sequence<std::uint32_t, kTile> kWidths;
   for (std::uint32_t row = first_row; row < queries.rows; row += kTile) {

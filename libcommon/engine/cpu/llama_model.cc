@@ -58,6 +58,9 @@ struct Rows {
   }
 };
 
+// Up to so many rows, what is cheap beside a barrier is done by every thread for itself.
+constexpr std::size_t kFewRows = 8;
+
 // One matrix product of a phase.
 struct Product {
   const Matrix* matrix;
@@ -96,19 +99,22 @@ class LlamaModel final : public CpuModel {
     std::uint32_t thread;
     std::uint32_t phase;
     std::byte* scratch;
+    Rows* own;  // of this thread, for up to kFewRows
   };
   template <typename Work>
   void share(Worker& worker, std::size_t items, std::size_t grain, const Work& work);
   void embed(Worker& worker);
-  void normalize(Worker& worker, const std::vector<float>& weight);
+  const Rows& normalize(Worker& worker, const std::vector<float>& weight);
   void multiply(Worker& worker, const Rows& in, std::span<const Product> products, std::size_t rows,
                 bool add);
   void rotate_and_store(Worker& worker, std::uint32_t layer);
   void attend(Worker& worker, std::uint32_t layer);
   void attend_task(const AttentionTask& task, std::uint32_t layer, std::byte* scratch);
   void merge_row(const MergeTask& task);
-  void quantize(Worker& worker, const Rows& rows, std::size_t count);
-  void activate(Worker& worker);
+  const Rows& quantize_attended(Worker& worker);
+  void multiply_gated(Worker& worker, const Rows& in, const LlamaLayer& layer);
+  void quantize(const Rows& from, std::size_t row, const Rows& to) const;
+  bool few() const { return plan_.rows() <= kFewRows; }
   void project_head(Worker& worker);
 
   LlamaConfig config_;
@@ -125,6 +131,8 @@ class LlamaModel final : public CpuModel {
   Rows normed_, attended_, gate_, last_;
   std::vector<std::atomic<std::uint32_t>> counters_;  // by phase
   std::vector<Buffer<std::byte>> scratch_;            // by thread
+  std::vector<Rows> own_;                             // by thread
+  std::vector<double> frequencies_;                   // of each rotated pair, radians a token
 };
 
 LlamaModel::LlamaModel(const LlamaConfig& config, LlamaWeights weights, kv::KvLayout layout,
@@ -136,7 +144,12 @@ LlamaModel::LlamaModel(const LlamaConfig& config, LlamaWeights weights, kv::KvLa
       attention_(attention_for(kernels, config, weights_)),
       pool_(std::move(pool)),
       counters_(config.layers * std::size_t{16} + 16),
-      scratch_(pool_->size()) {
+      scratch_(pool_->size()),
+      own_(pool_->size()) {
+  for (std::uint32_t i = 0; i < config_.rope_dim / 2; ++i) {
+    frequencies_.push_back(std::pow(config_.rope_base, -2.0 * i / config_.rope_dim) /
+                           (weights_.rope_factors[i] * config_.rope_scale));
+  }
   const std::uint32_t widest =
       std::max({config_.hidden, config_.ffn, config_.heads * config_.head_dim});
   const std::size_t rows = std::size_t{kTaskRows} + config_.group();
@@ -179,26 +192,21 @@ void LlamaModel::reserve() {
 
 // The whole pass, as every thread runs it.
 void LlamaModel::run(std::uint32_t thread, const std::function<void(std::uint32_t)>& on_layer) {
-  Worker worker{thread, 0, scratch_[thread].get()};
+  Worker worker{thread, 0, scratch_[thread].get(), &own_[thread]};
   const std::size_t rows = plan_.rows();
   embed(worker);
   for (std::uint32_t l = 0; l < config_.layers; ++l) {
     const LlamaLayer& layer = weights_.layers[l];
-    normalize(worker, layer.attn_norm);
-    multiply(worker, normed_,
+    multiply(worker, normalize(worker, layer.attn_norm),
              std::array<Product, 3>{
                  {{&layer.q, query_.get()}, {&layer.k, key_.get()}, {&layer.v, value_.get()}}},
              rows, false);
     rotate_and_store(worker, l);
     if (thread == 0 && on_layer) on_layer(l);
     attend(worker, l);
-    multiply(worker, attended_, std::array<Product, 1>{{{&layer.attn_output, residual_.get()}}},
-             rows, true);
-    normalize(worker, layer.ffn_norm);
-    multiply(worker, normed_,
-             std::array<Product, 2>{{{&layer.gate, gate_.row(0)}, {&layer.up, up_.get()}}}, rows,
-             false);
-    activate(worker);
+    multiply(worker, quantize_attended(worker),
+             std::array<Product, 1>{{{&layer.attn_output, residual_.get()}}}, rows, true);
+    multiply_gated(worker, normalize(worker, layer.ffn_norm), layer);
     multiply(worker, gate_, std::array<Product, 1>{{{&layer.down, residual_.get()}}}, rows, true);
   }
   project_head(worker);
@@ -223,26 +231,35 @@ void LlamaModel::embed(Worker& worker) {
                    residual_.get() + row * config_.hidden);
     // From angles in double precision: float angles cost 2e-3 in logits at 4,000 tokens.
     float* out = angles_.get() + row * config_.rope_dim;
-    const double position = at.position / config_.rope_scale;
     for (std::uint32_t i = 0; i < pairs; ++i) {
-      const double frequency = std::pow(config_.rope_base, -2.0 * i / config_.rope_dim);
-      const double angle = position * frequency / weights_.rope_factors[i];
+      const double angle = at.position * frequencies_[i];
       out[2 * i] = static_cast<float>(std::cos(angle));
       out[2 * i + 1] = static_cast<float>(std::sin(angle));
     }
   });
 }
 
-void LlamaModel::normalize(Worker& worker, const std::vector<float>& weight) {
-  share(worker, plan_.rows(), 1, [&](std::size_t row, std::size_t) {
-    float* out = normed_.row(row);
+void LlamaModel::quantize(const Rows& from, std::size_t row, const Rows& to) const {
+  if (!kernels_.quantized_activations) return;
+  kernels_.quantize(from.row(row), from.columns, 0, from.columns / kBlock, to.quantized_row(row));
+}
+
+// A few rows are normalized by every thread for itself: that takes less time than to wait for
+// another.
+const Rows& LlamaModel::normalize(Worker& worker, const std::vector<float>& weight) {
+  const auto normalize_row = [&](std::size_t row, const Rows& to) {
     kernels_.rms_norm(residual_.get() + row * config_.hidden, weight.data(), config_.norm_epsilon,
-                      config_.hidden, out);
-    if (kernels_.quantized_activations) {
-      kernels_.quantize(out, config_.hidden, 0, config_.hidden / kBlock,
-                        normed_.quantized_row(row));
-    }
-  });
+                      config_.hidden, to.row(row));
+    quantize(to, row, to);
+  };
+  if (few()) {
+    worker.own->reserve(config_.hidden, plan_.rows(), kernels_.quantized_activations);
+    for (std::size_t row = 0; row < plan_.rows(); ++row) normalize_row(row, *worker.own);
+    return *worker.own;
+  }
+  share(worker, plan_.rows(), 1,
+        [&](std::size_t row, std::size_t) { normalize_row(row, normed_); });
+  return normed_;
 }
 
 void LlamaModel::multiply(Worker& worker, const Rows& in, std::span<const Product> products,
@@ -298,7 +315,6 @@ void LlamaModel::attend(Worker& worker, std::uint32_t layer) {
   if (!merges.empty()) {
     share(worker, merges.size(), 1, [&](std::size_t i, std::size_t) { merge_row(merges[i]); });
   }
-  quantize(worker, attended_, plan_.rows());
 }
 
 // One run of blocks for the query rows of a task: merged as it goes, or left as partials for
@@ -352,20 +368,43 @@ void LlamaModel::merge_row(const MergeTask& task) {
   }
 }
 
-void LlamaModel::quantize(Worker& worker, const Rows& rows, std::size_t count) {
-  if (!kernels_.quantized_activations) return;
-  share(worker, count, 1, [&](std::size_t row, std::size_t) {
-    kernels_.quantize(rows.row(row), rows.columns, 0, rows.columns / kBlock,
-                      rows.quantized_row(row));
-  });
+const Rows& LlamaModel::quantize_attended(Worker& worker) {
+  if (!few()) {
+    if (kernels_.quantized_activations) {
+      share(worker, plan_.rows(), 1,
+            [&](std::size_t row, std::size_t) { quantize(attended_, row, attended_); });
+    }
+    return attended_;
+  }
+  Rows& own = *worker.own;
+  own.reserve(attended_.columns, plan_.rows(), kernels_.quantized_activations);
+  for (std::size_t row = 0; row < plan_.rows(); ++row) {
+    std::copy_n(attended_.row(row), own.columns, own.row(row));
+    quantize(own, row, own);
+  }
+  return own;
 }
 
-void LlamaModel::activate(Worker& worker) {
-  share(worker, plan_.rows(), 1, [&](std::size_t row, std::size_t) {
-    kernels_.swiglu(gate_.row(row), up_.get() + row * config_.ffn, config_.ffn);
-    if (kernels_.quantized_activations) {
-      kernels_.quantize(gate_.row(row), config_.ffn, 0, config_.ffn / kBlock,
-                        gate_.quantized_row(row));
+// Gate and up of the same columns, a block's width at a time, so that whoever has computed them
+// activates them, and makes them the input of the next product.
+void LlamaModel::multiply_gated(Worker& worker, const Rows& in, const LlamaLayer& layer) {
+  constexpr std::uint32_t kPanels = kBlock / kPanelRows;
+  const std::uint32_t ffn = config_.ffn, items = (ffn + kBlock - 1) / kBlock;
+  const auto rows = static_cast<std::uint32_t>(plan_.rows());
+  const std::size_t grain = std::max<std::size_t>(1, items / (std::size_t{pool_->size()} * 6));
+  share(worker, items, grain, [&](std::size_t first, std::size_t last) {
+    const auto begin = static_cast<std::uint32_t>(first), end = static_cast<std::uint32_t>(last);
+    const std::uint32_t panels = std::min(end * kPanels, layer.gate.panels);
+    kernels_.linear(layer.gate, begin * kPanels, panels, in.activations(), rows, gate_.row(0), ffn,
+                    false, worker.scratch);
+    kernels_.linear(layer.up, begin * kPanels, panels, in.activations(), rows, up_.get(), ffn,
+                    false, worker.scratch);
+    const std::uint32_t from = begin * kBlock, to = std::min(end * kBlock, ffn);
+    for (std::size_t row = 0; row < rows; ++row) {
+      kernels_.swiglu(gate_.row(row) + from, up_.get() + row * ffn + from, to - from);
+      if (kernels_.quantized_activations) {
+        kernels_.quantize(gate_.row(row), ffn, begin, to / kBlock, gate_.quantized_row(row));
+      }
     }
   });
 }
@@ -378,10 +417,7 @@ void LlamaModel::project_head(Worker& worker) {
     kernels_.rms_norm(residual_.get() + wanted[i] * std::size_t{config_.hidden},
                       weights_.output_norm.data(), config_.norm_epsilon, config_.hidden,
                       last_.row(i));
-    if (kernels_.quantized_activations) {
-      kernels_.quantize(last_.row(i), config_.hidden, 0, config_.hidden / kBlock,
-                        last_.quantized_row(i));
-    }
+    quantize(last_, i, last_);
   });
   multiply(worker, last_, std::array<Product, 1>{{{&weights_.output, logits_.get()}}},
            wanted.size(), false);
