@@ -97,7 +97,9 @@ std::string help_text(const Program& program, const Command* command,
   const std::string full = program.name + (command->name.empty() ? "" : " " + command->name);
   std::string out = full + ": " + (command->name.empty() ? program.summary : command->summary);
   out += "\n\nusage: " + full;
-  for (const auto& positional : command->positionals) out += " " + positional.metavar;
+  for (const auto& positional : command->positionals) {
+    out += positional.optional ? " [" + positional.metavar + "]" : " " + positional.metavar;
+  }
   out += " [options]\n";
   if (!command->positionals.empty()) {
     out += "\nArguments\n";

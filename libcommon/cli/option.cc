@@ -316,6 +316,25 @@ Option real_option(std::string name, std::string metavar, float* field, std::str
                                 max);
 }
 
+Option share_option(std::string name, double* field, std::string help) {
+  Option option = row(std::move(name), Option::Kind::kValue, "SHARE", std::move(help));
+  option.set = [field](const std::string& value) -> Status {
+    const bool percent = value.ends_with('%');
+    double number = 0;
+    const bool read = parse_number(percent ? value.substr(0, value.size() - 1) : value, &number);
+    if (percent) number /= 100;
+    if (!read || !(number >= 0 && number <= 1)) {
+      return bad_value(value, "a share from 0% to 100%, for example 10% or 0.1");
+    }
+    *field = number;
+    return {};
+  };
+  option.show = [field] {
+    return std::vector<std::string>{real_text(std::round(*field * 1e12) / 1e10) + "%"};
+  };
+  return finished(std::move(option));
+}
+
 Option address_option(std::string name, std::string* field, std::string help) {
   Option option = text_option(std::move(name), "ADDR", field, std::move(help));
   option.set = [field](const std::string& value) -> Status {

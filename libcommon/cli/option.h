@@ -90,6 +90,8 @@ Option real_option(std::string name, std::string metavar, double* field, std::st
                    double min, double max);
 Option real_option(std::string name, std::string metavar, float* field, std::string help, float min,
                    float max);
+// A share of a whole, as "10%" or "0.1".
+Option share_option(std::string name, double* field, std::string help);
 // HOST:PORT, IPv6 in brackets.
 Option address_option(std::string name, std::string* field, std::string help);
 // Elements by repetition, as further arguments, or separated by commas or blanks (as cpus_option

@@ -24,7 +24,7 @@ std::string json_text(std::string_view text) {
 bool looks_numeric(const std::string& cell) {
   return !cell.empty() &&
          (std::isdigit(static_cast<unsigned char>(cell[0])) != 0 ||
-          (cell[0] == '-' && cell.size() > 1)) &&
+          ((cell[0] == '-' || cell[0] == '+') && cell.size() > 1)) &&
          cell.find(':') == std::string::npos;
 }
 
@@ -125,7 +125,7 @@ std::string TableWriter::render() const {
   for (std::size_t r = 0; r < rows_.size(); ++r) {
     for (std::size_t c = 0; c < columns; ++c) {
       widths[c] = std::max(widths[c], width(rows_[r][c]));
-      if (r > 0 && !looks_numeric(rows_[r][c])) right[c] = false;
+      if (r > 0 && !rows_[r][c].empty() && !looks_numeric(rows_[r][c])) right[c] = false;
     }
   }
   std::string out;

@@ -54,7 +54,7 @@ class JsonWriter {
   bool done_ = false;
 };
 
-// Columns as wide as their widest cell; numbers to the right.
+// Columns as wide as their widest cell; those of numbers, with gaps or not, to the right.
 class TableWriter {
  public:
   explicit TableWriter(std::vector<std::string> header);

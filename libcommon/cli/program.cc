@@ -238,9 +238,22 @@ Status Parse::read_arguments() {
 Status Parse::read_positionals() {
   if (command_ == nullptr) return words_.empty() ? Status() : unknown_argument(words_.front());
   const auto& positionals = command_->positionals;
-  if (words_.size() > positionals.size()) return unknown_argument(words_[positionals.size()]);
-  for (std::size_t i = 0; i < words_.size(); ++i) *positionals[i].field = words_[i];
-  if (words_.size() < positionals.size()) {
+  const bool endless = !positionals.empty() && positionals.back().rest != nullptr;
+  if (words_.size() > positionals.size() && !endless) {
+    return unknown_argument(words_[positionals.size()]);
+  }
+  if (endless && words_.size() > kMaxListElements) {
+    return invalid_argument("more than " + std::to_string(kMaxListElements) + " arguments");
+  }
+  for (std::size_t i = 0; i < words_.size(); ++i) {
+    const Positional& positional = positionals[std::min(i, positionals.size() - 1)];
+    if (positional.rest != nullptr) {
+      positional.rest->push_back(words_[i]);
+    } else {
+      *positional.field = words_[i];
+    }
+  }
+  if (words_.size() < positionals.size() && !positionals[words_.size()].optional) {
     return invalid_argument(positionals[words_.size()].metavar +
                             " is missing: " + positionals[words_.size()].help);
   }

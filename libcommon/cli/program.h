@@ -20,9 +20,12 @@
 namespace kvd::cli {
 
 struct Positional {
-  std::string metavar;  // "WORKER"
+  std::string metavar;  // "WORKER"; "RESULT..." of `rest`
   std::string help;
-  std::string* field = nullptr;  // exactly one word each
+  std::string* field = nullptr;  // one word
+  bool optional = false;         // as are those behind it
+  // In place of `field`, of the last one: this word and all behind it.
+  std::vector<std::string>* rest = nullptr;
 };
 
 struct Command {

@@ -311,6 +311,55 @@ TEST_CASE("version: one line, or JSON") {
         0);
 }
 
+TEST_CASE("commands: the last positional may be left out, or take all the words that are left") {
+  std::string first, second;
+  std::vector<std::string> rest;
+  Program program;
+  program.name = "kvd-y";
+  Command pair, all;
+  pair.name = "pair";
+  pair.positionals = {{"A", "the first", &first}, {"B", "the second", &second, true}};
+  all.name = "all";
+  all.positionals = {{"RESULT...", "what to read", nullptr, false, &rest}};
+  program.commands = {pair, all};
+  std::string said;
+  const auto call = [&](const std::vector<std::string>& arguments) {
+    std::ostringstream out;
+    const Environment none = [](const std::string&) { return std::nullopt; };
+    const Invocation invocation = parse(program, arguments, none, out, out);
+    said = out.str();
+    return invocation.exit.value_or(-1);
+  };
+  CHECK(call({"pair", "x"}) == -1);
+  CHECK((first == "x" && second.empty()));
+  CHECK(call({"pair", "x", "y"}) == -1);
+  CHECK(second == "y");
+  CHECK(call({"pair", "x", "y", "z"}) == 2);
+  CHECK(said.find("unexpected argument \"z\"") != std::string::npos);
+  CHECK(call({"pair"}) == 2);
+  CHECK(call({"all", "a", "b", "c"}) == -1);
+  CHECK(rest == std::vector<std::string>{"a", "b", "c"});
+  CHECK(call({"all"}) == 2);
+  CHECK(said.find("RESULT... is missing: what to read") != std::string::npos);
+  CHECK(call({"pair", "--help"}) == 0);
+  CHECK(said.find("usage: kvd-y pair A [B] [options]") != std::string::npos);
+}
+
+TEST_CASE("options: a share is a percentage or a part of one") {
+  double share = 0.1;
+  const Option option = share_option("most", &share, "how much");
+  CHECK(option.default_text == "10%");
+  for (const auto& [text, value] : {std::pair("5%", 0.05), {"0.25", 0.25}, {"0", 0.0}}) {
+    CHECK(option.set(text).ok());
+    CHECK(share == Approx(value));
+  }
+  for (const char* text : {"", "%", "10", "-1%", "x", "5%%", "nan", "101%", "1 %"}) {
+    CAPTURE(text);
+    CHECK_FALSE(option.set(text).ok());
+  }
+  CHECK(share == 0);
+}
+
 TEST_CASE("commands: chosen by the first word, with positionals and their own options") {
   Fields f;
   bool wait = false;
