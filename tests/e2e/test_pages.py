@@ -123,6 +123,10 @@ def lay_out(folder):
     (folder / "questions.json").write_text('{"id":"a","question":"What is 2+2?"}\n{"id":"b","question":"Why?"}\n')
     (folder / "prompts.txt").write_text("The capital of France is\nOne, two, three,\n")
     (folder / "decode.log").write_text("2026-11-23T12:00:00.000 I commit seen room=9f3c00a1b2c3d4e5\n")
+    recorded = ROOT / "tests" / "e2e" / "results"
+    for name, source in (("before.json", "pages-64k.json"), ("after.json", "pages-64k.json"),
+                         ("sizes.json", "sizes.ndjson")):
+        (folder / name).write_text((recorded / source).read_text(encoding="utf-8"), encoding="utf-8")
     keys = subprocess.run([BIN / "kvd-route", "keygen", "--role", "prefill"], stdout=subprocess.PIPE, check=True)
     (folder / "prefill.keys").write_bytes(keys.stdout)
     (folder / "prefill.keys").chmod(0o600)
