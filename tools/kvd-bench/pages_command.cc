@@ -147,8 +147,10 @@ Result<PagesPlan> check_pages(const PagesOptions& options) {
   const std::uint64_t request = plan.pages_each * plan.layout.page_bytes();
   const std::uint64_t pool = options.pool_bytes != 0 ? options.pool_bytes : kPoolBytes;
   const std::uint32_t least = options.concurrency + 2;
+  // Pages that nobody gets keep the others apart, and take as much of the pool.
+  const std::uint64_t each = options.fragmentation > 0 ? 2 * request : request;
   const std::uint64_t fitting =
-      std::min<std::uint64_t>({pool / request, kMostSets, kMostPages / plan.pages_each});
+      std::min<std::uint64_t>({pool / each, kMostSets, kMostPages / plan.pages_each});
   plan.sets = std::max(least, static_cast<std::uint32_t>(fitting));
   const std::uint64_t pages =
       PageSets::pages_needed(plan.sets, plan.pages_each, options.fragmentation);

@@ -445,7 +445,8 @@ const fabric::Capabilities& PagesPair::capabilities() const {
 }
 const ColdTimes& PagesPair::cold() const { return impl_->cold; }
 bool PagesPair::huge_pages() const {
-  return impl_->buffer.huge_pages() == device::HugePages::kTransparent;
+  return impl_->buffer.huge_pages() != device::HugePages::kNone &&
+         impl_->mailbox.box().sender_huge_pages;
 }
 
 Result<KvRound> PagesPair::kv_round(std::uint32_t count, std::uint32_t concurrency, bool verify,

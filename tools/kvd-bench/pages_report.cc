@@ -178,7 +178,7 @@ void write_result(cli::JsonWriter* json, const PagesResult& result,
       .field("receiver_cpu_ns_per_gib", side([](const CpuTimes& c) { return c.receiver_ns; }));
   write_cold(json, result);
   json->field("verified", result.verified)
-      .field("copies", 0)
+      .field("copies", result.copies)
       .field("huge_pages", result.huge_pages)
       .field("partial", result.partial);
   json->key("environment");

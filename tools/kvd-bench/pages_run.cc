@@ -57,6 +57,7 @@ Status PagesRun::open() {
   out_.provider = *provider;
   out_.libfabric_name = pair_->capabilities().libfabric_name;
   out_.huge_pages = pair_->huge_pages();
+  out_.copies = pair_->capabilities().target_copies ? 1 : 0;
   out_.cold = pair_->cold();
   end_ = clock_.now() + out_.plan.options.max_time;
   return {};

@@ -23,7 +23,8 @@ struct RoundPair {
 struct PagesResult {
   PagesPlan plan;
   std::string provider, libfabric_name;
-  bool huge_pages = false;
+  bool huge_pages = false;   // of both pools
+  std::uint32_t copies = 0;  // of each byte, by the program itself
   ColdTimes cold;
 
   // A request, in the mean.
