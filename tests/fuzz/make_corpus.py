@@ -183,10 +183,37 @@ def doctor() -> dict[str, bytes]:
     return seeds
 
 
+def local() -> dict[str, bytes]:
+    def entry(pieces: list[tuple[int, int, int, int]], data: int = 0) -> bytes:
+        head = struct.pack("<IIQ", len(pieces), 1 if data else 0, data)
+        # The key is put in by the target, the offset kept.
+        return head + b"".join(struct.pack("<IIQQ", *piece) + b"\1\0" for piece in pieces)
+
+    def ring(posted: int, *entries: bytes, epoch: bytes = b"") -> bytes:
+        return bytes([2, 5 + (2 if epoch else 0)]) + epoch + bytes([posted - 1, 0]) + b"".join(entries)
+
+    good = entry([(0, 4096, 0, 0), (0, 64, 8192, 4096)], 5)
+    address = b"kvd-local-1/" + b"/".join([b"%016x" % n for n in (1, 2, 3)]) + b"/kvd-" + b"a" * 32 + b"/" + b"b" * 16
+    hello = struct.pack("<QIIQQ", 0x6F6C6C65482D766B, 1, 1, 0, 1)
+    return {
+        "address": b"\0" + address,
+        "hello": b"\1" + hello + b"\5\0\0" + good,
+        "copy": ring(1, good),
+        "copies": ring(3, good, entry([(0, 8192, 100, 0)]), entry([(0, 1, 0, 8191)])),
+        "void": ring(1, good, epoch=b"\7"),
+        "behind-the-end": ring(1, entry([(0, 4096, 0, 4097)])),
+        "too-many": ring(1, struct.pack("<IIQ", 99, 0, 0)),
+        "welcome": b"\3\x1b" + struct.pack("<QQQ", 2, 0, 1),
+        "acknowledged-too-much": b"\3\2" + struct.pack("<QQQ", 77, 0, 0),
+        "fault": b"\3\3" + struct.pack("<QQQ", 1, 2, 0),
+        "refused": b"\3\x23" + struct.pack("<QQQ", 0, 0, 0) + struct.pack("<QII", 0x656D636C65572D6B, 1, 1) + b"no",
+    }
+
+
 def main() -> int:
     corpus = pathlib.Path(sys.argv[1]) if len(sys.argv) > 1 else HERE / "corpus"
     for make in (proto, record, gguf, tokenizer, chat, http_json, http_answer, http_request, keys, config,
-                 doctor):
+                 doctor, local):
         folder = corpus / make.__name__
         folder.mkdir(parents=True, exist_ok=True)
         for old in folder.glob("seed-*"):

@@ -26,10 +26,16 @@ void Decode::start() {
   channel = world_->network.open(host, address);
   messenger = std::make_unique<control::Messenger>(channel.get(), self, &world_->clock, nullptr);
   domain = world_->fabric.open_domain(host);
+  std::vector<fabric::Domain*> domains{domain.get()};
+  if (world_->options.local_is_refused) {
+    other_domain =
+        fabric::open_domain({.provider = "local", .source_address = "", .device = ""}).value();
+    domains.push_back(other_domain.get());
+  }
   receiver = std::make_unique<transfer::KvReceiver>(
       transfer_options(world_->options, fingerprint), pool.get(),
-      memory_.data() + pool->memory_bytes(), messenger.get(),
-      std::vector<fabric::Domain*>{domain.get()}, &world_->clock, &world_->rng, nullptr, this);
+      memory_.data() + pool->memory_bytes(), messenger.get(), std::move(domains), &world_->clock,
+      &world_->rng, nullptr, this);
   for (const std::string& prefill : prefills) receiver->add_prefill(prefill);
 }
 
@@ -37,6 +43,7 @@ void Decode::kill() {
   if (receiver == nullptr) return;
   world_->fabric.kill(host);
   receiver.reset();
+  other_domain.reset();
   domain.reset();
   messenger.reset();
   channel.reset();

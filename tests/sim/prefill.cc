@@ -68,7 +68,7 @@ void Prefill::tick() {
     described.role = "prefill";
     described.fingerprint = fingerprint;
     described.layout = transfer::to_info(world_->options.layout);
-    described.providers = {provider_of(world_->options)};
+    described.providers = providers_of(world_->options);
     described.scope = fabric::local_scope();
     (void)messenger->send(message->from, message->envelope.from, described);
   }

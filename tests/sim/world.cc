@@ -14,8 +14,9 @@ const bool kQuiet = [] {
 
 }  // namespace
 
-std::string provider_of(const WorldOptions& options) {
-  return options.fabric.target_pulls ? "local" : "sim";
+std::vector<std::string> providers_of(const WorldOptions& options) {
+  if (options.local_is_refused) return {"local", "sim"};
+  return {options.fabric.target_pulls ? "local" : "sim"};
 }
 
 transfer::TransferOptions transfer_options(const WorldOptions& options,
@@ -23,7 +24,7 @@ transfer::TransferOptions transfer_options(const WorldOptions& options,
   transfer::TransferOptions out = options.transfer;
   out.model = "m";
   out.fingerprint = fingerprint;
-  out.providers = {provider_of(options)};
+  out.providers = providers_of(options);
   out.slots = options.slots;
   out.max_rooms = 256;
   return out;

@@ -42,6 +42,8 @@ struct WorldOptions {
   // Only workers that have something to do get a turn, and one whose writes stand still looks at
   // them less and less often: many times faster. Whoever calls a worker from outside must not.
   bool only_due = false;
+  // Both sides name `local` first; decode has it, and prefill then refuses it.
+  bool local_is_refused = false;
   transfer::TransferOptions transfer;
   fabric::SimFaults fabric;
   control::SimChannelFaults channel;
@@ -60,8 +62,8 @@ enum class Step : std::uint8_t {
 };
 constexpr std::size_t kSteps = 7;  // kOver is none
 
-// What the fabric is called: "sim", or "local" where the target copies.
-std::string provider_of(const WorldOptions& options);
+// What the fabric is called: "sim", or "local" where the target copies; after `local_is_refused`.
+std::vector<std::string> providers_of(const WorldOptions& options);
 transfer::TransferOptions transfer_options(const WorldOptions& options,
                                            const std::string& fingerprint);
 
@@ -163,7 +165,7 @@ class Decode final : public transfer::ReceiverHost {
   std::unique_ptr<kv::PagePool> pool;
   std::unique_ptr<control::Channel> channel;
   std::unique_ptr<control::Messenger> messenger;
-  std::unique_ptr<fabric::Domain> domain;
+  std::unique_ptr<fabric::Domain> domain, other_domain;
   std::unique_ptr<transfer::KvReceiver> receiver;
   std::set<std::string> prefills;
   std::string fingerprint = "model";

@@ -181,7 +181,11 @@ void Initiator::take_welcome(std::span<const std::byte> packet,
   }
   if (welcome.refused != 0) {
     welcome.why[sizeof welcome.why - 1] = 0;
-    return break_off({StatusCode::kNoProvider, std::string("refused by the peer: ") + welcome.why});
+    std::string why = welcome.why;
+    // It goes into one line of the log.
+    std::replace_if(
+        why.begin(), why.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
+    return break_off({StatusCode::kNoProvider, "local: refused by the peer: " + why});
   }
   if (descriptors.size() != 1) {
     return break_off({StatusCode::kNoProvider, "local: the peer passed no memory"});

@@ -50,6 +50,54 @@ TEST_CASE("rooms: a prompt arrives whole, with its first token, on every kind of
   CHECK(outcome.transfer_total >= outcome.transfer_exposed);
 }
 
+TEST_CASE("rooms: over local, where decode copies, a prompt arrives whole, too") {
+  WorldOptions options;
+  options.layout = GENERATE(small_layout(), wide_layout());
+  options.transfer.digest = transfer::Digest::kFull;
+  options.fabric.target_pulls = true;
+  options.fabric.land_after_region_close = options.fabric.self_reconnect = false;
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const std::uint64_t id = decode.request(prefill.address, 250, kMinute);
+  REQUIRE(wait_for(&world, &decode, id).outcome == Outcome::kCommitted);
+  CHECK(decode.requests[id].committed.provider == "local");
+  // The end of prefill is known by its connection, not by its silence.
+  const std::uint64_t cut = decode.request(prefill.address, 250, kMinute);
+  const TimePoint killed = world.clock.now();
+  prefill.kill();
+  CHECK(wait_for(&world, &decode, cut).outcome == Outcome::kFailed);
+  CHECK(world.clock.now() - killed < options.transfer.heartbeat);
+  prefill.start();
+  settle(&world);
+}
+
+TEST_CASE("rooms: a link that local cannot carry goes over the next provider, at once") {
+  const auto here = fabric::available_providers("127.0.0.1", "");
+  if (here.empty() || here.front().name != "local") {
+    WARN("skipped: " + fabric::explain_missing("local").message());
+    return;
+  }
+  WorldOptions options;
+  options.local_is_refused = true;
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  CHECK(world.clock.now() < TimePoint{0} + options.transfer.reconnect);
+  REQUIRE(decode.receiver->prefills().size() == 1);
+  CHECK(decode.receiver->prefills()[0].provider == "sim");
+  const std::uint64_t id = decode.request(prefill.address, 100, kMinute);
+  CHECK(wait_for(&world, &decode, id).committed.provider == "sim");
+  // A prefill that was started anew is asked for local again, and refuses again.
+  prefill.kill();
+  prefill.start();
+  CHECK(world.run_until([&] { return world.links_ready(); }));
+  CHECK(decode.receiver->prefills()[0].provider == "sim");
+  settle(&world);
+}
+
 TEST_CASE("rooms: pages stream while later layers are computed") {
   WorldOptions options;
   options.layout = wide_layout();
