@@ -103,7 +103,7 @@ class Session:
             raise
         allowed = {0}.union(*(codes for text, codes in ALSO.items() if text in command))
         # With --json an error is on standard output, wherever that goes.
-        into = re.search(r">\s*(\S+)$", command)
+        into = re.search(r">+\s*([^\s)]+)\)?$", command)
         said = (self.folder / into.group(1)).read_text()[:2000] if into else out
         check(process.returncode in allowed, "%s: status %d\n%s%s" % (command, process.returncode, said, err))
         check(out or any(text in command for text in SILENT), "%s printed nothing; stderr: %s" % (command, err))
