@@ -87,8 +87,9 @@ class WritePipeline {
   const Clock* clock_;
   Duration post_timeout_;
   std::map<StreamId, Stream> streams_;
-  std::deque<StreamId> turn_;   // streams with queued writes, next first
-  std::vector<Posted> posted_;  // by context, modulo its size: a power of two, never half full
+  std::deque<StreamId> turn_;  // streams with queued writes, next first
+  std::vector<Posted>
+      posted_;  // by context, modulo its size: a power of two, never more than half full
   std::uint64_t next_context_ = 1;
   std::size_t inflight_ops_ = 0, queued_ops_ = 0;
   std::uint64_t inflight_bytes_ = 0, bytes_completed_ = 0, writes_completed_ = 0;

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <utility>
 
 #include "base/check.h"
@@ -14,6 +15,7 @@ namespace kvd::transfer {
 namespace {
 constexpr std::uint64_t kLineBytes = 64;
 constexpr std::uint64_t kLineStream = 0x6469676573740000;  // keeps these draws apart from others
+constexpr std::uint64_t kMarkStream = 0x6d61726b73000000;
 
 // Lines far apart are hashed some at a time: all of them are asked for before the first is needed,
 // so that memory is waited for once and not for each line.
@@ -85,6 +87,24 @@ std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<cons
   }
   lines.flush();
   return XXH3_64bits_digest(&state);
+}
+
+void mark_pages(const kv::PagePool& pool, std::span<const PageIndex> pages, std::uint64_t tokens,
+                std::uint64_t nonce) {
+  const kv::KvLayout& layout = pool.layout();
+  const std::vector<PageUnit> units = page_units(layout);
+  std::uint64_t number = 0;
+  for (std::size_t i = 0; i < pages.size(); ++i) {
+    std::byte* page = pool.page(pages[i]);
+    const std::uint64_t used = tokens - std::min(tokens, i * std::uint64_t{layout.page_size});
+    for (const PageUnit& unit : units) {
+      const std::uint64_t mark = counter_random(nonce, kMarkStream, number++);
+      std::array<std::uint64_t, kLineBytes / sizeof mark> line;
+      line.fill(mark);
+      std::memcpy(page + last_line(layout, unit, used), line.data(),
+                  std::min(unit.end - unit.begin, kLineBytes));
+    }
+  }
 }
 
 std::string_view to_string(Digest mode) {

@@ -3,7 +3,8 @@
 //
 // Units are (page ordinal in the prompt, unit of page_units), in this order. `sample` hashes two
 // 64-byte lines of each unit: one at a place drawn from the room id and the unit's number, which
-// catches what landed elsewhere, and the last one that a token uses. Every write ends where a unit
+// catches what landed elsewhere, and the last one that a token uses, which the receiver marks
+// beforehand (mark_pages). Every write ends where a unit
 // ends, and a stream of writes that is cut loses everything from the cut to the end of a write
 // (libfabric's net connects anew by itself and says nothing of what its sockets held): so the last
 // line shows every cut. `full` hashes all bytes of all prompt pages. `off` is 0, and no protection
@@ -35,6 +36,12 @@ std::uint64_t sample_line(RoomId room, std::uint64_t unit, std::uint64_t unit_by
 // Byte offset within the page of the last 64 bytes of `unit` that its first `used` tokens fill; the
 // unit's last 64 bytes where they fill none of the last head's rows in it.
 std::uint64_t last_line(const kv::KvLayout& layout, const PageUnit& unit, std::uint64_t used);
+
+// Marks `pages` before a peer may write them: fills the last line of each unit with bytes drawn
+// from `nonce`, so that a write that is lost is seen even where the page held the very bytes before
+// (V of the first layer depends on its token alone).
+void mark_pages(const kv::PagePool& pool, std::span<const PageIndex> pages, std::uint64_t tokens,
+                std::uint64_t nonce);
 
 std::string_view to_string(Digest mode);
 std::optional<Digest> parse_digest(std::string_view text);

@@ -269,8 +269,12 @@ void KvReceiver::Impl::act(ReceiverRoom* room, room::Action action, room::Event 
 void KvReceiver::Impl::send_allocate(ReceiverRoom* room) {
   const std::uint32_t count = pool_->layout().pages_for(room->request.prompt.size());
   pool_->assign(room->request.lease, room->id, room->link->peer);
+  const std::span<const PageIndex> pages = pool_->pages(room->request.lease).first(count);
+  if (options_.digest == Digest::kSample) {
+    mark_pages(*pool_, pages, room->request.prompt.size(), rng_->next());
+  }
   proto::Allocate allocate;
-  for (const kv::PageRun& run : kv::to_runs(pool_->pages(room->request.lease).first(count))) {
+  for (const kv::PageRun& run : kv::to_runs(pages)) {
     allocate.runs.push_back({run.first, run.count});
   }
   allocate.slot = room->slot->slot;

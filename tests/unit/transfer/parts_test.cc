@@ -192,6 +192,32 @@ TEST_CASE("digest: sample sees every stream that was cut, wherever it was cut") 
   }
 }
 
+TEST_CASE("digest: a write that is lost is seen even where the page held the same bytes before") {
+  const auto layout = GENERATE(layout_of(8, 8, 64), layout_of(2, 2, 8));
+  const auto tokens = GENERATE(64u, 40u);
+  TestPool source(layout, 2), decode(layout, 2);
+  const std::vector<PageIndex> pages = {0, 1};
+  for (PageIndex page : pages) {
+    std::memcpy(decode.pool.page(page), source.pool.page(page), layout.page_bytes());
+  }
+  const RoomId room{3};
+  const std::uint64_t want = digest_pages(Digest::kSample, source.pool, pages, tokens, room);
+  REQUIRE(digest_pages(Digest::kSample, decode.pool, pages, tokens, room) == want);
+  mark_pages(decode.pool, pages, tokens, 99);
+  for (const PageIndex page : pages) {
+    for (const PageUnit& unit : page_units(layout)) {
+      // All units land but this one.
+      TestPool landed(layout, 2);
+      for (PageIndex each : pages) {
+        std::memcpy(landed.pool.page(each), source.pool.page(each), layout.page_bytes());
+      }
+      std::memcpy(landed.pool.page(page) + unit.begin, decode.pool.page(page) + unit.begin,
+                  unit.end - unit.begin);
+      CHECK(digest_pages(Digest::kSample, landed.pool, pages, tokens, room) != want);
+    }
+  }
+}
+
 TEST_CASE("digest: the last line is the last one that a token fills") {
   const kv::KvLayout layout = layout_of(2, 2, 64);  // rows of 128 bytes, heads of 4 KiB
   const PageUnit page{0, layout.page_bytes()};
