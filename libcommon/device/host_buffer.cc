@@ -155,16 +155,23 @@ Status HostBuffer::map_shared(std::size_t bytes, bool reserved) {
                                          " is above the file size limit (ulimit -f)"};
   }
   if (ftruncate(fd_, static_cast<off_t>(bytes)) != 0) return exhausted(bytes, errno);
-  std::byte* place = reserve_aligned(bytes);
-  if (place == nullptr) return exhausted(bytes, errno);
-  // Reserved huge pages are taken here, all or none: too few fail now and not at a touch.
-  void* mapped = mmap(place, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd_, 0);
+  // The kernel aligns reserved huge pages itself.
+  std::byte* place = reserved ? nullptr : reserve_aligned(bytes);
+  if (!reserved && place == nullptr) return exhausted(bytes, errno);
+  const int flags = MAP_SHARED | (reserved ? 0 : MAP_FIXED);
+  void* mapped = mmap(place, bytes, PROT_READ | PROT_WRITE, flags, fd_, 0);
   if (mapped == MAP_FAILED) {
     const int error = errno;
-    munmap(place, bytes);
+    if (place != nullptr) munmap(place, bytes);
     return exhausted(bytes, error);
   }
-  data_ = place;
+  // All of them now: a control group may allow the reservation and end the process at the touch.
+  if (reserved && madvise(mapped, bytes, MADV_POPULATE_WRITE) != 0) {
+    const int error = errno;
+    munmap(mapped, bytes);
+    return exhausted(bytes, error);
+  }
+  data_ = static_cast<std::byte*>(mapped);
   size_ = bytes;
   if (fcntl(fd_, F_ADD_SEALS, kSeals) != 0) {
     const std::string why = std::strerror(errno);

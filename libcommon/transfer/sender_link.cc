@@ -154,7 +154,9 @@ void KvSender::Impl::on_register(const control::Received& received) {
     end_link(link);
   }
   if (const Status opened = open_link(received, request); !opened.ok()) {
-    refuse_register(received, "no_provider", opened.message(), "");
+    // What is full now may have room later; it is no reason to choose another provider for good.
+    const bool never = opened.code() == StatusCode::kNoProvider;
+    refuse_register(received, never ? "no_provider" : "busy", opened.message(), "");
   }
 }
 

@@ -118,6 +118,8 @@ void KvSender::Impl::close_rooms(SenderLink* link) {
 // behind them proves that they have landed. Where writes are not ordered each of them has proven
 // itself.
 void KvSender::Impl::continue_drain(SenderRoom* room) {
+  // A write that ended in an error is not drained: the link's end says so for all of its rooms.
+  if (!room->link->end.ok()) return;
   if (room->scratch_queued || room->link->pipeline->inflight(room->id.value) != 0) return;
   if (room->completed_writes == 0 || !room->link->capabilities().write_after_write) {
     apply(room, room::Event::kDrained);

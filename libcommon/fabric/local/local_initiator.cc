@@ -193,6 +193,9 @@ void Initiator::take_welcome(std::span<const std::byte> packet,
   auto ack = Mapping::of_peer(descriptors[0].get(), sizeof(AckBlock));
   if (!ack.ok()) return break_off(ack.status());
   ack_ = std::move(*ack);
+  // What was posted before it could be rung for: the target may have gone to sleep since its
+  // Welcome.
+  if (posted_ != 0) ring_doorbell();
 }
 
 void Initiator::service() {

@@ -24,11 +24,18 @@ constexpr std::size_t kHex = 16;
 constexpr std::size_t kScopeChars = 3 * (kHex + 1);
 constexpr std::size_t kNameChars = 4 + 2 * kHex;  // "kvd-" and 128 random bits
 constexpr std::size_t kAddressChars = kPrefix.size() + kScopeChars + kNameChars + 1 + kHex;
-constexpr int kBacklog = 16;
+constexpr int kBacklog = SOMAXCONN;
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL;
 
+// What may be different in a moment is not taken for a host that cannot do it.
 Status from_errno(const std::string& what) {
-  return {StatusCode::kNoProvider, "local: " + what + ": " + std::strerror(errno)};
+  StatusCode code = StatusCode::kNoProvider;
+  if (errno == EMFILE || errno == ENFILE || errno == ENOMEM || errno == ENOBUFS) {
+    code = StatusCode::kResourceExhausted;
+  } else if (errno == EAGAIN) {
+    code = StatusCode::kUnavailable;
+  }
+  return {code, "local: " + what + ": " + std::strerror(errno)};
 }
 
 socklen_t fill(sockaddr_un* address, const std::string& name) {
