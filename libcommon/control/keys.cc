@@ -74,9 +74,10 @@ Status add_line(const std::vector<std::string>& words, KeyRing* ring) {
 
 }  // namespace
 
-const KeyEntry* KeyRing::find(const std::string& key) const {
-  const auto found = std::find_if(peers.begin(), peers.end(),
-                                  [&](const KeyEntry& entry) { return entry.public_key == key; });
+const KeyEntry* KeyRing::find(const std::string& key, std::string_view role) const {
+  const auto found = std::find_if(peers.begin(), peers.end(), [&](const KeyEntry& entry) {
+    return entry.public_key == key && (role.empty() || entry.role == role);
+  });
   return found == peers.end() ? nullptr : &*found;
 }
 

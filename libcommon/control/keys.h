@@ -7,6 +7,7 @@
 
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "base/status.h"
@@ -22,7 +23,8 @@ struct KeyEntry {
 struct KeyRing {
   std::string public_key, secret_key;  // of the line `self`
   std::vector<KeyEntry> peers;
-  const KeyEntry* find(const std::string& public_key) const;
+  // The first line of a key; with `role` the one that lists it for that. A key may have several.
+  const KeyEntry* find(const std::string& public_key, std::string_view role = {}) const;
   const KeyEntry* find_address(const std::string& address) const;
 };
 

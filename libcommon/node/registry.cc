@@ -33,13 +33,17 @@ std::string Registry::objection(const proto::Join& join, const control::Received
     return "control '" + join.control + "' is not HOST:PORT";
   }
   if (keys_ != nullptr) {
-    const control::KeyEntry* key = keys_->find(received.identity);
-    if (key == nullptr || key->role != join.role) return "this key is not listed as " + join.role;
+    const control::KeyEntry* key = keys_->find(received.identity, join.role);
+    if (key == nullptr) return "this key is not listed as " + join.role;
     if (!key->address.empty() && key->address != join.control) {
       return "this key is listed for " + key->address + ", not " + join.control;
     }
   }
-  if (!entries_.contains(join.control) && entries_.size() >= kMaxMembers) {
+  const auto entry = entries_.find(join.control);
+  if (entry != entries_.end() && entry->second.identity != received.identity) {
+    return "another key has joined as " + join.control + "; its member must leave or go silent";
+  }
+  if (entry == entries_.end() && entries_.size() >= kMaxMembers) {
     return "the registry is full (" + std::to_string(kMaxMembers) + " members)";
   }
   return {};

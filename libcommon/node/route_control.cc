@@ -7,6 +7,7 @@
 #include "base/log.h"
 #include "base/rng.h"
 #include "base/units.h"
+#include "node/key_roles.h"
 
 namespace kvd::node {
 namespace {
@@ -212,6 +213,11 @@ void RouteControl::sync_peers() {
 }
 
 void RouteControl::dispatch(const control::Received& received, TimePoint now) {
+  if (const std::string wrong = key_objection(options_.keys ? &*options_.keys : nullptr, received);
+      !wrong.empty()) {
+    messenger_->refuse(received, "unauthorized", wrong);
+    return;
+  }
   if (registry_ && registry_->on_message(received, now)) return;
   if (client_ && client_->on_message(received)) return;
   switch (received.envelope.type) {

@@ -10,6 +10,7 @@
 #include "http/body_edit.h"
 #include "http/openai.h"
 #include "node/exposure.h"
+#include "node/key_roles.h"
 #include "proto/commit_record.h"
 #include "proto/ops_messages.h"
 #include "transfer/wire.h"
@@ -269,33 +270,10 @@ proto::Described WorkerCore::describe(const proto::Load& load) const {
   return out;
 }
 
-std::string WorkerCore::objection(const control::Received& message) const {
-  using proto::MessageType;
-  std::string_view needed;
-  switch (message.envelope.type) {
-    case MessageType::kRegister:
-      needed = "decode";
-      break;
-    case MessageType::kDrain:
-      needed = "route";
-      break;
-    case MessageType::kLeases:
-      needed = "probe";
-      break;
-    default:
-      return {};  // asks for nothing, or belongs to a link that Register opened
-  }
-  if (!keys_) return {};
-  const control::KeyEntry* key = keys_->find(message.identity);
-  if (key != nullptr && key->role == needed) return {};
-  return std::string(proto::to_string(message.envelope.type)) + " needs a key that is listed as " +
-         std::string(needed) + "; this one is " + (key == nullptr ? "not listed" : key->role);
-}
-
 bool WorkerCore::on_message(const control::Received& message, const proto::Load& load) {
   using proto::MessageType;
   const proto::Envelope& envelope = message.envelope;
-  if (const std::string wrong = objection(message); !wrong.empty()) {
+  if (const std::string wrong = key_objection(keys_ ? &*keys_ : nullptr, message); !wrong.empty()) {
     messenger_->refuse(message, "unauthorized", wrong);
     return true;
   }

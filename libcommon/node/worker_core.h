@@ -84,8 +84,6 @@ class WorkerCore {
   // A wildcard address is of no use to others: with the host of --fabric-addr, else of --listen.
   std::string reachable(const std::string& bound) const;
   proto::Described describe(const proto::Load& load) const;
-  // Empty, or why the key that this message came with may not send it.
-  std::string objection(const control::Received& message) const;
 
   WorkerOptions options_;
   std::string role_, http_;

@@ -95,6 +95,17 @@ def main():
         code, out, err = run("kvd-route", "drain", prefill.control, "--keys", route, "--timeout", "10s", "--wait")
         check(code == 0, "drain with a route's key: %d %s %s" % (code, out, err))
         print("probe looks, route drains, and neither does the other's")
+
+        router = start("kvd-route", "serve", "--http", "127.0.0.1:0", "--listen", "127.0.0.1:0", "--keys",
+                       keys.file("prefill", keys.line("decode"), keys.line("probe"), keys.line("route")))
+        to_router = keys.line("prefill", address=router.control)
+        code, out, err = run("kvd-route", "drain", router.control, "--timeout", "3s", "--keys",
+                             keys.file("probe", to_router))
+        check(code == 3 and "route" in err, "a probe's key drained the router: %d %s %s" % (code, out, err))
+        code, out, err = run("kvd-route", "drain", router.control, "--timeout", "10s", "--wait", "--keys",
+                             keys.file("route", to_router))
+        check(code == 0 and router.process.wait(20) == 0, "drain of the router: %d %s %s" % (code, out, err))
+        print("the router asks the same")
     return 0
 
 

@@ -221,6 +221,15 @@ TEST_CASE("registry: with keys a role must be the one its key is listed for") {
   CHECK(join("decode", "p:1") == 0);
   CHECK(join("prefill", "q:1") == 0);
   CHECK(join("prefill", "p:1") == 1);
+  // A key with two lines has both roles; another key cannot take a member's place.
+  keys.peers.push_back({std::string(40, 'k'), "decode", ""});
+  CHECK(join("decode", "d:1") == 2);
+  keys.peers.push_back({std::string(40, 'x'), "decode", ""});
+  received.identity = std::string(40, 'x');
+  CHECK(join("decode", "d:1") == 2);
+  CHECK(join("decode", "e:1") == 3);
+  received.identity = std::string(40, 'k');
+  CHECK(registry.members().size() == 3);
 }
 
 TEST_CASE("registry: lost and doubled messages change nothing in the end") {
