@@ -27,6 +27,25 @@ void merge(float* state, const float* partial, std::uint32_t head_dim);
 void finish(const float* state, std::uint32_t head_dim, float* out);
 constexpr Attention kAttention = {rotate, to_bf16, prepare_query, attend_block, merge, finish};
 
+// acc += w * x. As one piece of assembly: left to itself GCC 12 computes all products of the loop
+// first and spills them, which costs two thirds of the speed.
+KVD_INLINE void multiply_add(__m256i& acc, __m256i w, __m256i x) {
+  __m256i product;
+  asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(w), "x"(x));
+}
+
+KVD_INLINE __m256i load(const std::uint8_t* at) {
+  return _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
+}
+KVD_INLINE __m256i broadcast4(const std::uint8_t* at) {
+  std::int32_t word;
+  __builtin_memcpy(&word, at, sizeof word);
+  return _mm256_set1_epi32(word);
+}
+KVD_INLINE __m256 half8(const std::uint8_t* at) {
+  return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(at)));
+}
+
 // Cephes' expf, 2 ulp. Below -87 the result is about 1e-38, not 0.
 KVD_INLINE __m256 exp_ps(__m256 x) {
   x = _mm256_max_ps(_mm256_min_ps(x, _mm256_set1_ps(88.3762626647949F)),

@@ -16,25 +16,6 @@ constexpr std::uint32_t kTile = 4;        // tokens
 constexpr std::uint32_t kDirectRows = 8;  // up to so many tokens nibbles are used where they lie
 constexpr std::uint32_t kUnpackedBytes = 640;  // a block: 512 values, 16 f32 d, 16 f32 m
 
-// acc += w * x. As one piece of assembly: left to itself GCC 12 computes all products of the loop
-// first and spills them, which costs two thirds of the speed.
-KVD_INLINE void multiply_add(__m256i& acc, __m256i w, __m256i x) {
-  __m256i product;
-  asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(w), "x"(x));
-}
-
-KVD_INLINE __m256i load(const std::uint8_t* at) {
-  return _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
-}
-KVD_INLINE __m256i broadcast4(const std::uint8_t* at) {
-  std::int32_t word;
-  __builtin_memcpy(&word, at, sizeof word);
-  return _mm256_set1_epi32(word);
-}
-KVD_INLINE __m256 half8(const std::uint8_t* at) {
-  return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(at)));
-}
-
 // Where the tokens of a tile are.
 struct QuantizedRows {
   const std::uint8_t* values[kTile];

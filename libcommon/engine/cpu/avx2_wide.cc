@@ -11,23 +11,6 @@ namespace {
 
 constexpr std::uint32_t kTile = 4;  // tokens
 
-KVD_INLINE __m256i load(const std::uint8_t* at) {
-  return _mm256_load_si256(reinterpret_cast<const __m256i*>(at));
-}
-KVD_INLINE __m256i broadcast4(const std::uint8_t* at) {
-  std::int32_t word;
-  __builtin_memcpy(&word, at, sizeof word);
-  return _mm256_set1_epi32(word);
-}
-KVD_INLINE __m256 half8(const std::uint8_t* at) {
-  return _mm256_cvtph_ps(_mm_load_si128(reinterpret_cast<const __m128i*>(at)));
-}
-// acc += w * x: one piece of assembly, so that GCC 12 does not spill the products of a whole loop.
-KVD_INLINE void multiply_add(__m256i& acc, __m256i w, __m256i x) {
-  __m256i product;
-  asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(w), "x"(x));
-}
-
 struct Rows {
   const std::uint8_t* values[kTile];
   const float* scales[kTile];

@@ -11,8 +11,8 @@
 // Sleep. Whoever is about to block stores an odd number in its `sleeping`, then looks once more
 // whether there is work; whoever has stored work then looks at the other's `sleeping` and, when it
 // is odd and not the number it has rung for already, sends one byte. Both have a full fence between
-// store and load, so that at least one of them sees the other. While nobody sleeps there is no
-// system call.
+// store and load, so that at least one of them sees the other. While nobody sleeps nobody rings:
+// a system call is then made only now and then, to see whether the peer is still there.
 #pragma once
 
 #include <atomic>
