@@ -92,7 +92,8 @@ class Builder {
     }
     JsonValue& parent = *open_.back();
     if (parent.is(JsonValue::Kind::kArray)) return &parent.elements.emplace_back(std::move(value));
-    return &parent.members.emplace_back(std::move(name_), std::move(value)).second;
+    parent.members.push_back({std::move(name_), std::move(value)});
+    return &parent.members.back().value;
   }
 
   std::size_t* values_;  // of all documents
@@ -106,7 +107,7 @@ class Builder {
 
 const JsonValue* JsonValue::find(std::string_view name) const {
   for (auto member = members.rbegin(); member != members.rend(); ++member) {
-    if (member->first == name) return &member->second;
+    if (member->name == name) return &member->value;
   }
   return nullptr;
 }

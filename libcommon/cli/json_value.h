@@ -6,22 +6,23 @@
 
 #include <string>
 #include <string_view>
-#include <utility>
 #include <vector>
 
 #include "base/status.h"
 
 namespace kvd::cli {
 
+struct JsonMember;
+
 struct JsonValue {
   enum class Kind { kNull, kBool, kNumber, kString, kArray, kObject };
 
   Kind kind = Kind::kNull;
-  bool boolean = false;                                    // kBool
-  double number = 0;                                       // kNumber
-  std::string text;                                        // kString
-  std::vector<JsonValue> elements;                         // kArray
-  std::vector<std::pair<std::string, JsonValue>> members;  // kObject, in the document's order
+  bool boolean = false;             // kBool
+  double number = 0;                // kNumber
+  std::string text;                 // kString
+  std::vector<JsonValue> elements;  // kArray
+  std::vector<JsonMember> members;  // kObject, in the document's order
 
   bool is(Kind wanted) const { return kind == wanted; }
   // Null where this is no object or has no such member. Of a name given twice the last one counts.
@@ -29,6 +30,11 @@ struct JsonValue {
   // The member's text or number; the default where there is none of that kind.
   std::string text_of(std::string_view name) const;
   double number_of(std::string_view name, double otherwise) const;
+};
+
+struct JsonMember {
+  std::string name;
+  JsonValue value;
 };
 
 // Documents that follow each other, with or without newlines between them. kInvalidArgument: what
