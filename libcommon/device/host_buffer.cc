@@ -124,9 +124,9 @@ Result<HostBuffer> HostBuffer::allocate(std::size_t bytes, Backing backing) {
     return invalid_argument("cannot allocate " + format_bytes(bytes));
   }
   const std::size_t size = (bytes + kHugePageBytes - 1) / kHugePageBytes * kHugePageBytes;
-  if (backing == Backing::kShared) {
+  if (backing != Backing::kPrivate) {
     HostBuffer reserved;
-    if (reserved.map_shared(size, true).ok()) return reserved;
+    if (backing == Backing::kShared && reserved.map_shared(size, true).ok()) return reserved;
     HostBuffer plain;
     KVD_RETURN_IF_ERROR(plain.map_shared(size, false));
     return plain;

@@ -19,8 +19,9 @@ enum class HugePages {
 std::string_view to_string(HugePages huge_pages);
 
 // kShared: a memfd, so that another process of this user can be given a read-only view. It is
-// sealed: its size is fixed, and no writable mapping but ours will ever exist.
-enum class Backing { kPrivate, kShared };
+// sealed: its size is fixed, and no writable mapping but ours will ever exist. kSharedSmall: the
+// same for what needs no huge page, so that the reserved ones are left to what does.
+enum class Backing { kPrivate, kShared, kSharedSmall };
 
 // Owns one mapping. Movable, not copyable; the address never changes while it lives.
 // A peer may hold a key to it: destroy the registrations (fabric::MemoryRegion) first.
@@ -33,7 +34,7 @@ class HostBuffer {
   ~HostBuffer();
 
   // `bytes` are rounded up to 2 MiB. Asks for huge pages and keeps the mapping out of children
-  // (MADV_DONTFORK). Shared memory takes reserved huge pages first (MFD_HUGETLB), then transparent
+  // (MADV_DONTFORK). kShared takes reserved huge pages first (MFD_HUGETLB), then transparent
   // ones where /sys/kernel/mm/transparent_hugepage/shmem_enabled allows them to whoever asks.
   // Errors: kResourceExhausted with the size asked for; kNoProvider when this kernel or sandbox
   // gives no sealed memfd.
@@ -43,7 +44,7 @@ class HostBuffer {
   std::size_t size() const { return size_; }
   // Transparent ones are a policy that was granted, not proof that each page is huge.
   HugePages huge_pages() const { return huge_pages_; }
-  Backing backing() const { return fd_ >= 0 ? Backing::kShared : Backing::kPrivate; }
+  bool shared() const { return fd_ >= 0; }
 
  private:
   Status map_shared(std::size_t bytes, bool reserved);
@@ -63,7 +64,7 @@ struct SharedMemory {
 // The shared buffer that holds all of [data, data + bytes), if one does. Any thread.
 std::optional<SharedMemory> shared_memory_at(const std::byte* data, std::size_t bytes);
 
-// Why shared memory has no huge pages here and what to do, one line; empty when it could have them.
+// How shared memory may get huge pages on this host, one line.
 std::string shared_huge_pages_hint();
 
 }  // namespace kvd::device

@@ -29,6 +29,12 @@ std::string ranges(const std::vector<kv::PageRun>& runs) {
   return out;
 }
 
+std::string why_no_huge_pages(bool shared) {
+  const std::string hint = shared ? device::shared_huge_pages_hint() : "";
+  if (hint.empty()) return "the kernel grants none (transparent_hugepage/enabled)";
+  return "provider local shares it with decode: " + hint + ", or choose --provider tcp";
+}
+
 }  // namespace
 
 Result<std::unique_ptr<WorkerCore>> WorkerCore::start(const WorkerOptions& options,
@@ -92,13 +98,12 @@ Status WorkerCore::load_model() {
                             {"weights", format_bytes(info.weight_bytes)},
                             {"context", info.context},
                             {"pages", count},
-                            {"page", format_bytes(info.layout.page_bytes())}});
+                            {"page", format_bytes(info.layout.page_bytes())},
+                            {"pool", format_bytes(buffer_.size())},
+                            {"huge_pages", device::to_string(buffer_.huge_pages())}});
   if (buffer_.huge_pages() == device::HugePages::kNone) {
-    const bool shared = buffer_.backing() == device::Backing::kShared;
     log_warn("no huge pages for the KV pool; reads are up to a quarter slower",
-             {{"why", shared ? "provider local shares it with decode: " +
-                                   device::shared_huge_pages_hint() + ", or choose --provider tcp"
-                             : "the kernel grants none (transparent_hugepage/enabled)"}});
+             {{"why", why_no_huge_pages(buffer_.shared())}});
   }
   return {};
 }

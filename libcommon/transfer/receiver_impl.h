@@ -56,9 +56,10 @@ struct ReceiverLink {
   std::set<RoomKey> rooms;
   std::unordered_map<RoomId, RoomKey> by_room;
   Status end;  // not ok: ends in settle()
-  // `local` was tried with this incarnation and is not again: why, or ok.
+  // `local` was tried with this incarnation, and is not again before `local_again`: why, or ok.
   Status no_local;
-  Incarnation no_local_with;
+  TimePoint local_again;
+  bool another_provider = false;     // besides `local` the two have one in common
   std::uint32_t local_failures = 0;  // links in a row that ended before they were ready
   std::string told;                  // the last reason against `local` that was logged
 };

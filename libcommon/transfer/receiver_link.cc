@@ -14,6 +14,8 @@ namespace {
 
 constexpr Duration kMaxBackoff{2'000'000'000};
 constexpr std::string_view kLocal = "local";
+constexpr std::uint32_t kMostFailures = 3;       // of `local`, before the next provider is taken
+constexpr Duration kLocalAgain{60'000'000'000};  // a link made later tries `local` again
 
 StatusCode code_of_refusal(const std::string& code) {
   if (code == "incompatible") return StatusCode::kIncompatible;
@@ -88,17 +90,18 @@ std::vector<std::string> KvReceiver::Impl::usable_providers(ReceiverLink* link,
                                                             const proto::Described& described) {
   std::vector<std::string> ours = options_.providers;
   const auto local = std::find(ours.begin(), ours.end(), kLocal);
-  const auto& theirs = described.providers;
-  if (local == ours.end() || options_.require_rdma) return ours;
-  if (std::find(theirs.begin(), theirs.end(), kLocal) == theirs.end()) return ours;
-  Status why = link->no_local_with == link->peer ? link->no_local : Status();
+  const auto has = [](const std::vector<std::string>& names, std::string_view name) {
+    return std::find(names.begin(), names.end(), name) != names.end();
+  };
+  link->another_provider = std::any_of(ours.begin(), ours.end(), [&](const std::string& name) {
+    return name != kLocal && has(described.providers, name);
+  });
+  const bool offered = local != ours.end() && has(described.providers, kLocal);
+  // With nothing else in common it is tried, and its own error is the reason that is shown.
+  if (!offered || options_.require_rdma || !link->another_provider) return ours;
+  Status why = clock_->now() < link->local_again ? link->no_local : Status();
   if (why.ok()) why = fabric::check_local_scope(described.scope);
   if (why.ok()) return ours;
-  if (ours.size() == 1) {
-    // Nothing else is allowed: it is tried, and its own error is the reason that is shown.
-    link->no_local = Status();
-    return ours;
-  }
   if (std::exchange(link->told, why.message()) != why.message()) {
     log_warn("local does not carry this link, the next provider does",
              {{"prefill", link->address}, {"why", why.message()}});
@@ -111,12 +114,12 @@ std::vector<std::string> KvReceiver::Impl::usable_providers(ReceiverLink* link,
 bool KvReceiver::Impl::give_local_up(ReceiverLink* link, const Status& why) {
   const bool setting_up =
       link->state == LinkState::kRegistering || link->state == LinkState::kTesting;
-  if (link->provider != kLocal || !setting_up || options_.providers.size() == 1) return false;
+  if (link->provider != kLocal || !setting_up || !link->another_provider) return false;
   // Anything but a reason of its own may pass: the prefill was restarted, or stopped.
-  constexpr std::uint32_t kMostFailures = 3;
   if (++link->local_failures < kMostFailures && why.code() != StatusCode::kNoProvider) return false;
   link->no_local = why;
-  link->no_local_with = link->peer;
+  link->local_again = clock_->now() + kLocalAgain;
+  link->local_failures = 0;
   return true;
 }
 
@@ -157,6 +160,12 @@ bool KvReceiver::Impl::on_described(ReceiverLink* link, const control::Received&
   }
   const TimePoint now = clock_->now();
   link->round_trip = now - link->asked_at;
+  if (link->peer != received.envelope.from) {
+    // What local did with the run before says nothing of this one.
+    link->no_local = Status();
+    link->local_failures = 0;
+    link->told.clear();
+  }
   link->peer = received.envelope.from;
   link->context = body->context;
   link->load = body->load;
@@ -320,6 +329,7 @@ void KvReceiver::Impl::on_test_record(ReceiverLink* link) {
                           {"epoch", link->epoch.value},
                           {"provider", link->provider}});
   link->local_failures = 0;
+  if (link->provider == kLocal) link->told.clear();
   const bool told = !link->told.empty() && options_.providers.front() == kLocal;
   if (link->provider != options_.providers.front() && !told) {
     log_warn("link is not carried by this worker's best provider: the prefill does not have it",

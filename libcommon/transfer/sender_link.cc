@@ -45,7 +45,7 @@ Status check_region(const proto::Register& request, const kv::KvLayout& layout) 
 Staging::Staging(std::size_t cells, bool shared) : used_(cells, false) {
   const std::size_t bytes = cells * proto::kSlotBytes;
   if (shared) {
-    auto memory = device::HostBuffer::allocate(bytes, device::Backing::kShared);
+    auto memory = device::HostBuffer::allocate(bytes, device::Backing::kSharedSmall);
     // Without it the registration fails, and with that reason the domain is not offered.
     if (memory.ok()) memory_ = std::move(*memory);
   }

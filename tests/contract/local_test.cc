@@ -2,163 +2,14 @@
 // The rest of it is what every provider must do.
 #include <fcntl.h>
 #include <linux/memfd.h>
-#include <poll.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <cstring>
-#include <new>
-
-#include "contract/world.h"
+#include "contract/local_peers.h"
 #include "device/host_buffer.h"
-#include "fabric/local/local_ring.h"
-#include "fabric/local/local_socket.h"
 
 namespace kvd::fabric::contract {
 namespace {
-
-using local::Address;
-using local::Entry;
-using local::Fd;
-using local::Mapping;
-using local::SubmitRing;
-
-constexpr std::size_t kBytes = 64 * 1024;
-
-bool readable(int fd, int timeout_ms) {
-  pollfd entry{.fd = fd, .events = POLLIN, .revents = 0};
-  return ::poll(&entry, 1, timeout_ms) == 1;
-}
-
-std::unique_ptr<Domain> open_local() {
-  return open_domain({.provider = "local", .source_address = "", .device = ""}).value();
-}
-
-std::vector<Completion> poll_some(Endpoint& endpoint) {
-  std::vector<Completion> out;
-  for (int i = 0; i < 300; ++i) {
-    std::array<Completion, 16> batch;
-    const std::size_t count = endpoint.poll(batch);
-    out.insert(out.end(), batch.begin(), batch.begin() + static_cast<std::ptrdiff_t>(count));
-  }
-  return out;
-}
-
-// A target of kvd's, with memory that a peer may write to.
-struct Decode {
-  Decode() {
-    endpoint = domain->open_endpoint().value();
-    region = domain->register_memory(memory.data(), kBytes, true, endpoint.get()).value();
-    address = Address::decode(endpoint->address()).value();
-  }
-  std::unique_ptr<Domain> domain = open_local();
-  Bytes memory = Bytes(kBytes);
-  std::unique_ptr<Endpoint> endpoint;
-  std::unique_ptr<MemoryRegion> region;
-  Address address;
-};
-
-// An initiator that is not kvd's: it may put anything into its ring and its Hello.
-struct RawPrefill {
-  explicit RawPrefill(const Decode& decode) {
-    ring_map = Mapping::create(sizeof(SubmitRing), &ring_fd).value();
-    source_map = Mapping::create(kBytes, &source_fd).value();
-    ring = new (ring_map.data()) SubmitRing;
-    ring->epoch = 7;
-    std::memset(source_map.data(), 0x11, kBytes);
-    hello = {.magic = local::kHelloMagic,
-             .version = local::kVersion,
-             .sources = 1,
-             .token = decode.address.token,
-             .epoch = 7};
-    socket = local::connect_to(decode.address.name).value();
-    key = decode.region->remote().key;
-  }
-  Status greet() { return greet({ring_fd.get(), source_fd.get()}); }
-  Status greet(const std::vector<int>& descriptors) {
-    return local::send_packet(socket.get(), std::as_bytes(std::span(&hello, 1)), descriptors);
-  }
-  // A good entry of 4 KiB that signals 5.
-  Entry& put() {
-    Entry& entry = ring->entries[ring->posted % local::kDepth];
-    entry.segments = 1;
-    entry.has_remote_data = 1;
-    entry.remote_data = 5;
-    entry.segment[0] = {.source = 0, .bytes = 4096, .offset = 0, .address = 0, .key = key};
-    ++ring->posted;
-    return entry;
-  }
-  local::Welcome welcome() {
-    local::Welcome out;
-    std::vector<Fd> descriptors;
-    (void)local::receive_packet(socket.get(), std::as_writable_bytes(std::span(&out, 1)),
-                                &descriptors);
-    return out;
-  }
-
-  Fd ring_fd, source_fd, socket;
-  Mapping ring_map, source_map;
-  SubmitRing* ring;
-  local::Hello hello;
-  std::uint64_t key = 0;
-};
-
-// A target that is not kvd's.
-struct RawDecode {
-  RawDecode() {
-    address = Address::random();
-    listener = local::listen_at(address.name).value();
-    ack_map = Mapping::create(sizeof(local::AckBlock), &ack_fd).value();
-    ack = new (ack_map.data()) local::AckBlock;
-  }
-  void accept() {
-    socket = local::accept_from(listener.get());
-    REQUIRE(socket);
-    std::vector<Fd> descriptors;
-    local::Hello hello;
-    REQUIRE(local::receive_packet(socket.get(), std::as_writable_bytes(std::span(&hello, 1)),
-                                  &descriptors)
-                .ok());
-    CHECK(hello.token == address.token);
-  }
-  void welcome(int descriptor) {
-    const local::Welcome answer{.magic = local::kWelcomeMagic, .version = local::kVersion};
-    const int passed[] = {descriptor};
-    REQUIRE(local::send_packet(socket.get(), std::as_bytes(std::span(&answer, 1)), passed).ok());
-  }
-  Address address;
-  Fd listener, socket, ack_fd;
-  Mapping ack_map;
-  local::AckBlock* ack;
-};
-
-// A prefill of kvd's, and a write of 512 bytes.
-struct Prefill {
-  explicit Prefill(const Address& address) {
-    const std::span<std::byte> all = Arena::whole();
-    arena = domain->register_memory(all.data(), all.size(), false, nullptr).value();
-    endpoint = domain->open_endpoint().value();
-    peer = endpoint->insert(address.encode()).value();
-  }
-  Status write(std::uint64_t context) {
-    const LocalPiece from{source.data(), source.size()};
-    const RemotePiece to{0, source.size(), 1};
-    return endpoint->write(peer, {.local = {&from, 1}, .remote = {&to, 1}, .context = context});
-  }
-  std::unique_ptr<Domain> domain = open_local();
-  Bytes source = pattern(512, 1);
-  std::unique_ptr<MemoryRegion> arena;
-  std::unique_ptr<Endpoint> endpoint;
-  PeerHandle peer = 0;
-};
-
-bool has_local() {
-  const std::vector<std::string> here = present();
-  if (std::find(here.begin(), here.end(), "local") != here.end()) return true;
-  WARN("skipped: " + explain_missing("local").message());
-  return false;
-}
 
 int open_memfd(std::size_t bytes, int seals) {
   const int fd = memfd_create("test", MFD_CLOEXEC | MFD_ALLOW_SEALING);
@@ -184,16 +35,16 @@ TEST_CASE("local: an entry that no kvd would put ends the connection, and nothin
   if (what == "too many segments") entry.segments = local::kMaxSegments + 1;
   if (what == "no bytes") entry.segment[0].bytes = 0;
   if (what == "unknown source") entry.segment[0].source = 1;
-  if (what == "source out of range") entry.segment[0].offset = kBytes - 4095;
+  if (what == "source out of range") entry.segment[0].offset = kLocalBytes - 4095;
   if (what == "source wraps around") entry.segment[0].offset = ~std::uint64_t{0} - 100;
   if (what == "foreign key") entry.segment[0].key ^= 1;
-  if (what == "behind the region") entry.segment[0].address = kBytes - 4095;
+  if (what == "behind the region") entry.segment[0].address = kLocalBytes - 4095;
   if (what == "address wraps around") entry.segment[0].address = ~std::uint64_t{0} - 100;
   if (what == "more than 1 MiB") {
     entry.segments = 17;
     for (std::uint32_t i = 0; i < 17; ++i) {
       entry.segment[i] = entry.segment[0];
-      entry.segment[i].bytes = kBytes;
+      entry.segment[i].bytes = kLocalBytes;
     }
   }
   if (what == "more than the ring holds") prefill.ring->posted = local::kDepth + 1;
@@ -206,7 +57,7 @@ TEST_CASE("local: an entry that no kvd would put ends the connection, and nothin
   REQUIRE(seen.size() == 1);
   CHECK(seen[0].kind == CompletionKind::kFault);
   CHECK_FALSE(seen[0].status.ok());
-  CHECK(decode.memory == Bytes(kBytes));
+  CHECK(decode.memory == Bytes(kLocalBytes));
 }
 
 TEST_CASE("local: a copy under which the epoch ended is void and signals nothing") {
@@ -222,7 +73,7 @@ TEST_CASE("local: a copy under which the epoch ended is void and signals nothing
   // What prefill does before it reuses pages that were not acknowledged.
   prefill.put();
   prefill.ring->epoch = 8;
-  std::memset(prefill.source_map.data(), 0x22, kBytes);
+  std::memset(prefill.source_map.data(), 0x22, kLocalBytes);
   seen = poll_some(*decode.endpoint);
   REQUIRE(seen.size() == 1);
   CHECK(seen[0].kind == CompletionKind::kFault);
@@ -231,7 +82,7 @@ TEST_CASE("local: a copy under which the epoch ended is void and signals nothing
 TEST_CASE("local: an endpoint that closes makes what its peer has not copied void") {
   if (!has_local()) return;
   auto world = make_world("local");
-  Link link(world.get(), kBytes);
+  Link link(world.get(), kLocalBytes);
   REQUIRE(link.post(pattern(64, 1), 0, 1, true).ok());
   REQUIRE(link.until([&] { return link.completed(1); }));
   const Bytes source = pattern(4096, 2);
@@ -249,18 +100,22 @@ TEST_CASE("local: an endpoint that closes makes what its peer has not copied voi
 
 TEST_CASE("local: memory that its owner could still shorten or change hands of is refused") {
   if (!has_local()) return;
-  const std::string what =
-      GENERATE(as<std::string>{}, "unsealed source", "source may shrink", "source writable",
-               "source is a file", "ring too small", "no source", "other version");
+  const std::string what = GENERATE(as<std::string>{}, "unsealed source", "source may shrink",
+                                    "source writable", "source may grow", "source is a file",
+                                    "ring too small", "no source", "other version");
   INFO(what);
   Decode decode;
   RawPrefill prefill(decode);
   int odd = -1;
-  if (what == "unsealed source") odd = open_memfd(kBytes, 0);
-  if (what == "source may shrink") odd = open_memfd(kBytes, F_SEAL_FUTURE_WRITE);
-  if (what == "source writable") odd = open_memfd(kBytes, F_SEAL_SHRINK | F_SEAL_GROW);
+  if (what == "unsealed source") odd = open_memfd(kLocalBytes, 0);
+  if (what == "source may shrink") odd = open_memfd(kLocalBytes, F_SEAL_GROW | F_SEAL_FUTURE_WRITE);
+  if (what == "source may grow") {
+    odd = open_memfd(kLocalBytes, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE);
+  }
+  if (what == "source writable") odd = open_memfd(kLocalBytes, F_SEAL_SHRINK | F_SEAL_GROW);
   if (what == "source is a file") odd = open("/proc/self/exe", O_RDONLY | O_CLOEXEC);
-  if (what == "ring too small") odd = open_memfd(4096, F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE);
+  if (what == "ring too small")
+    odd = open_memfd(4096, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE);
   if (what == "other version") ++prefill.hello.version;
   if (what == "ring too small") {
     REQUIRE(prefill.greet({odd, prefill.source_fd.get()}).ok());
@@ -276,9 +131,9 @@ TEST_CASE("local: memory that its owner could still shorten or change hands of i
   CHECK(seen[0].kind == CompletionKind::kFault);
   CHECK(seen[0].status.code() == StatusCode::kNoProvider);
   const local::Welcome answer = prefill.welcome();
-  CHECK(answer.refused == 1);
+  CHECK(answer.refused == local::kRefusedForGood);
   CHECK(seen[0].status.message() == answer.why);
-  CHECK(decode.memory == Bytes(kBytes));
+  CHECK(decode.memory == Bytes(kLocalBytes));
 }
 
 TEST_CASE("local: who does not know the token is nobody, and keeps nobody out") {
@@ -330,6 +185,46 @@ TEST_CASE("local: a target that acknowledges what was never written ends the con
   CHECK_FALSE(prefill.write(2).ok());
 }
 
+TEST_CASE("local: a break voids what is not acknowledged before it gives a source back") {
+  if (!has_local()) return;
+  RawDecode decode;
+  Prefill prefill(decode.address);
+  decode.accept();
+  decode.welcome(decode.ack_fd.get());
+  REQUIRE(prefill.write(1).ok());
+  REQUIRE(prefill.write(2).ok());
+  CHECK(poll_some(*prefill.endpoint).empty());
+  const std::uint64_t epoch = decode.ring->epoch;
+  decode.ack->completed = 1;
+  decode.socket.reset();
+  const auto seen = poll_some(*prefill.endpoint);
+  REQUIRE(seen.size() == 2);
+  CHECK(seen[0].status.ok());
+  CHECK_FALSE(seen[1].status.ok());
+  CHECK(decode.ring->epoch > epoch);
+}
+
+TEST_CASE("local: a break is told even when the peer acknowledges the last write after it") {
+  if (!has_local()) return;
+  const bool ends = GENERATE(true, false);
+  RawDecode decode;
+  Prefill prefill(decode.address);
+  decode.accept();
+  decode.welcome(decode.ack_fd.get());
+  CHECK(poll_some(*prefill.endpoint).empty());
+  REQUIRE(prefill.write(1).ok());
+  if (ends) {
+    decode.socket.reset();
+  } else {
+    decode.ack->fault = static_cast<std::uint64_t>(local::Fault::kRefused);
+  }
+  for (int i = 0; i < 300; ++i) CHECK(prefill.endpoint->poll({}) == 0);
+  decode.ack->completed = 1;
+  const auto seen = poll_some(*prefill.endpoint);
+  REQUIRE(seen.size() == 1);
+  CHECK_FALSE(seen[0].status.ok());
+}
+
 TEST_CASE("local: a target that stops leaves the sender with a full ring, and nothing hangs") {
   if (!has_local()) return;
   RawDecode decode;
@@ -356,7 +251,7 @@ TEST_CASE("local: the end of an idle peer wakes the other side and is a fault") 
   if (!has_local()) return;
   const bool sender_ends = GENERATE(true, false);
   auto world = make_world("local");
-  Link link(world.get(), kBytes);
+  Link link(world.get(), kLocalBytes);
   REQUIRE(link.post(pattern(64, 1), 0, 1, true).ok());
   REQUIRE(link.until([&] { return link.completed(1); }));
   Endpoint& stays = sender_ends ? *link.receiver : *link.sender;
@@ -388,10 +283,23 @@ TEST_CASE("local: a peer that cannot be reached is known when it is inserted, wi
   CHECK(elsewhere.status().message().find("another host") != std::string::npos);
 }
 
+TEST_CASE("local: an address names a worker's socket and no other of the host") {
+  const std::string good = Address::random().encode();
+  REQUIRE(Address::decode(good).ok());
+  const std::size_t name = good.find("/kvd-") + 1;
+  const std::string what =
+      GENERATE(as<std::string>{}, "/run/dbus/system_bus_socket_padding_",
+               "kvd-0123456789abcdef0123456789abcdeg", "kvd-0123456789abcdeg0123456789abcdef",
+               "kvx-0123456789abcdef0123456789abcdef");
+  REQUIRE(what.size() == 36);
+  CHECK_FALSE(Address::decode(std::string(good).replace(name, what.size(), what)).ok());
+  CHECK_FALSE(Address::decode(std::string(good).replace(name + 7, 1, std::string(1, '\0'))).ok());
+}
+
 TEST_CASE("local: sources must be shared memory that was registered before the peer came") {
   if (!has_local()) return;
   auto world = make_world("local");
-  Link link(world.get(), kBytes);
+  Link link(world.get(), kLocalBytes);
   std::vector<std::byte> heap(4096);
   const auto refused = link.sender_domain->register_memory(heap.data(), 4096, false, nullptr);
   REQUIRE_FALSE(refused.ok());

@@ -10,11 +10,6 @@
 namespace kvd::fabric::contract {
 namespace {
 
-bool readable(int fd, int timeout_ms) {
-  pollfd entry{.fd = fd, .events = POLLIN, .revents = 0};
-  return ::poll(&entry, 1, timeout_ms) == 1;
-}
-
 // Polls until the endpoint has nothing and says that it may be waited for.
 bool settle(Link& link) {
   for (int i = 0; i < 1000; ++i) {

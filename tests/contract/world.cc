@@ -1,5 +1,7 @@
 #include "contract/world.h"
 
+#include <poll.h>
+
 #include <algorithm>
 #include <map>
 
@@ -149,6 +151,11 @@ bool run_until(World& world, const std::function<void()>& step, const std::funct
 void run_for(World& world, const std::function<void()>& step, std::chrono::milliseconds time) {
   (void)run_until(
       world, step, [] { return false; }, time);
+}
+
+bool readable(int fd, int timeout_ms) {
+  pollfd entry{.fd = fd, .events = POLLIN, .revents = 0};
+  return ::poll(&entry, 1, timeout_ms) == 1;
 }
 
 Bytes pattern(std::size_t bytes, std::uint64_t salt) {

@@ -70,6 +70,9 @@ bool run_until(World& world, const std::function<void()>& step, const std::funct
 void run_for(World& world, const std::function<void()>& step,
              std::chrono::milliseconds time = std::chrono::milliseconds(300));
 
+// Whether the descriptor is or becomes readable within the time.
+bool readable(int fd, int timeout_ms);
+
 // Bytes that differ by place and by `salt`, and are never zero.
 Bytes pattern(std::size_t bytes, std::uint64_t salt);
 

@@ -107,8 +107,7 @@ void try_initiator(Input in) {
   const Address address = Address::random();
   const Fd listener = listen_at(address.name).value();
   const PeerHandle peer = endpoint->insert(address.encode()).value();
-  const Fd socket = accept_from(listener.get());
-  KVD_CHECK(socket);
+  const Fd socket = std::move(accept_from(listener.get()).value());
   Fd ack_fd;
   Mapping memory = Mapping::create(sizeof(AckBlock), &ack_fd).value();
   auto* ack = new (memory.data()) AckBlock;

@@ -69,6 +69,7 @@ void Prefill::tick() {
     described.fingerprint = fingerprint;
     described.layout = transfer::to_info(world_->options.layout);
     described.providers = providers_of(world_->options);
+    if (world_->options.only_local_in_common) described.providers = {"local"};
     described.scope = fabric::local_scope();
     (void)messenger->send(message->from, message->envelope.from, described);
   }

@@ -44,6 +44,7 @@ struct WorldOptions {
   bool only_due = false;
   // Both sides name `local` first; decode has it, and prefill then refuses it.
   bool local_is_refused = false;
+  bool only_local_in_common = false;  // then prefill says that it has nothing else
   transfer::TransferOptions transfer;
   fabric::SimFaults fabric;
   control::SimChannelFaults channel;

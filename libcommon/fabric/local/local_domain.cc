@@ -44,7 +44,7 @@ class WritableRegion final : public MemoryRegion {
 
 Status probe_write() {
   constexpr std::size_t kBytes = 4096;
-  auto buffer = device::HostBuffer::allocate(kBytes, device::Backing::kShared);
+  auto buffer = device::HostBuffer::allocate(kBytes, device::Backing::kSharedSmall);
   if (!buffer.ok()) return buffer.status();
   std::memset(buffer->data(), 0x5a, kBytes);
   std::array<std::byte, kBytes> memory{};

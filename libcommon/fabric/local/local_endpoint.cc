@@ -2,6 +2,7 @@
 
 #include <sys/epoll.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <utility>
@@ -85,15 +86,15 @@ bool LocalEndpoint::set_up() const {
 // Takes a connection in when its Hello is there; true when it need not be looked at again.
 bool LocalEndpoint::greet(Fd* socket) {
   Hello hello;
-  std::vector<Fd> descriptors;
-  const auto got =
-      receive_packet(socket->get(), std::as_writable_bytes(std::span(&hello, 1)), &descriptors);
-  if (!got.ok() && got.status().code() == StatusCode::kAgain) return false;
-  if (target_ != nullptr || !got.ok() || *got != sizeof hello || hello.magic != kHelloMagic ||
-      hello.token != address_.token) {
+  Packet packet;
+  const Status got =
+      receive_packet(socket->get(), std::as_writable_bytes(std::span(&hello, 1)), &packet);
+  if (got.code() == StatusCode::kAgain) return false;
+  if (target_ != nullptr || !got.ok() || packet.bytes.size() != sizeof hello ||
+      hello.magic != kHelloMagic || hello.token != address_.token) {
     return true;  // a stranger: what it wanted is not our business
   }
-  auto taken = Target::accept(std::move(*socket), hello, descriptors);
+  auto taken = Target::accept(std::move(*socket), hello, packet);
   if (taken.ok()) {
     target_ = std::move(*taken);
   } else {
@@ -105,14 +106,23 @@ bool LocalEndpoint::greet(Fd* socket) {
 }
 
 void LocalEndpoint::accept() {
+  Status failed;
   for (std::size_t i = 0; listener_ && i < kMaxStrangers; ++i) {
-    Fd fd = accept_from(listener_.get());
-    if (!fd) break;
+    auto fd = accept_from(listener_.get());
+    if (!fd.ok()) {
+      if (fd.status().code() != StatusCode::kAgain) failed = fd.status();
+      break;
+    }
     // Who says nothing gives way to who comes later: it must not keep the peer out.
     if (strangers_.size() >= kMaxStrangers) strangers_.erase(strangers_.begin());
-    if (watch(fd.get())) strangers_.push_back(std::move(fd));
+    if (watch(fd->get())) strangers_.push_back(std::move(*fd));
   }
   std::erase_if(strangers_, [&](Fd& stranger) { return greet(&stranger); });
+  if (listener_ && !failed.ok()) {
+    // Who waits keeps the descriptor readable for ever, and may be the peer.
+    faults_.push_back(failed);
+    listener_.reset();
+  }
   if (!listener_) strangers_.clear();
 }
 
@@ -149,14 +159,22 @@ std::size_t LocalEndpoint::poll(std::span<Completion> out) {
   return count;
 }
 
+bool LocalEndpoint::has_work() const {
+  return !faults_.empty() || (target_ != nullptr && target_->has_work()) ||
+         std::any_of(peers_.begin(), peers_.end(), [](const Peer& peer) {
+           return peer.initiator != nullptr && peer.initiator->has_work();
+         });
+}
+
 bool LocalEndpoint::may_wait() {
+  // Whoever is busy anyway does not ask its peer to ring: that costs both a system call.
+  if (has_work()) return false;
   slept_ = true;
-  bool idle = faults_.empty();
-  if (target_ != nullptr) idle = target_->may_wait() && idle;
+  if (target_ != nullptr) target_->fall_asleep();
   for (Peer& peer : peers_) {
-    if (peer.initiator != nullptr) idle = peer.initiator->may_wait() && idle;
+    if (peer.initiator != nullptr) peer.initiator->fall_asleep();
   }
-  return idle;
+  return !has_work();
 }
 
 }  // namespace kvd::fabric::local

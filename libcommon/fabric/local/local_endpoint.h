@@ -2,7 +2,8 @@
 // ring for each peer that it writes to.
 //
 // The wait descriptor is an epoll of all its sockets. Once both sides are set up, poll() makes a
-// system call only after may_wait() said yes, and every kLookEvery polls, for the end of a peer.
+// system call only after may_wait() found no work, and every kLookEvery polls, for the end of a
+// peer.
 #pragma once
 
 #include <deque>
@@ -42,6 +43,7 @@ class LocalEndpoint final : public Endpoint {
   Status connect(Peer* peer);
   bool watch(int fd);
   bool set_up() const;
+  bool has_work() const;
   void look();
   void accept();
   bool greet(Fd* socket);

@@ -8,7 +8,6 @@ namespace kvd::fabric::local {
 namespace {
 
 constexpr std::uint64_t kFirstEpoch = 1;
-constexpr int kPacketsPerLook = 16;
 
 std::string text_of(Fault fault) {
   switch (fault) {
@@ -34,8 +33,7 @@ Result<std::unique_ptr<Initiator>> Initiator::connect(const Address& peer,
   Fd ring_fd;
   auto ring = Mapping::create(sizeof(SubmitRing), &ring_fd);
   if (!ring.ok()) return ring.status();
-  auto out = std::make_unique<Initiator>();
-  out->socket_ = std::move(*socket);
+  auto out = std::make_unique<Initiator>(std::move(*socket));
   out->ring_ = std::move(*ring);
   new (out->ring_.data()) SubmitRing;
   out->ring()->epoch.store(kFirstEpoch, std::memory_order_relaxed);
@@ -49,8 +47,7 @@ Result<std::unique_ptr<Initiator>> Initiator::connect(const Address& peer,
                     .sources = static_cast<std::uint32_t>(sources.size()),
                     .token = peer.token,
                     .epoch = kFirstEpoch};
-  KVD_RETURN_IF_ERROR(
-      send_packet(out->socket_.get(), std::as_bytes(std::span(&hello, 1)), descriptors));
+  KVD_RETURN_IF_ERROR(out->line_.send(std::as_bytes(std::span(&hello, 1)), descriptors));
   return out;
 }
 
@@ -118,66 +115,63 @@ Status Initiator::write(const WriteRequest& request) {
 }
 
 void Initiator::ring_doorbell() {
-  if (ack_.data() == nullptr) return;  // the Hello wakes it
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  const std::uint64_t sleeping = ack()->sleeping.load(std::memory_order_relaxed);
-  if (sleeping % 2 == 0 || sleeping == rung_) return;
-  rung_ = sleeping;
-  // A full socket holds doorbells already; a broken one is found out by service().
-  (void)send_packet(socket_.get(), std::as_bytes(std::span(&kDoorbell, 1)), {}).ok();
+  if (ack_.data() != nullptr) line_.ring(ack()->sleeping);  // else the Hello wakes it
 }
 
-// How many writes the peer says it has copied; breaks off when it says what cannot be.
-std::uint64_t Initiator::acknowledged() {
-  if (ack_.data() == nullptr) return reaped_;
+// Takes over how many writes the peer says it has copied; breaks off when it says what cannot be.
+void Initiator::look_at_acks() {
+  if (ack_.data() == nullptr) return;
   const std::uint64_t fault = ack()->fault.load(std::memory_order_acquire);
   const std::uint64_t completed = ack()->completed.load(std::memory_order_acquire);
-  if (completed < reaped_ || completed > posted_) {
+  if (completed < completed_ || completed > posted_) {
     ack_.reset();
-    break_off({StatusCode::kFailed, "local: the peer acknowledged what was never written"});
-    return reaped_;
+    return break_off({StatusCode::kFailed, "local: the peer acknowledged what was never written"});
   }
-  if (fault != 0 && broken_.ok()) {
-    broken_ = Status(StatusCode::kFailed, text_of(static_cast<Fault>(fault)));
-    fault_owed_ = completed == posted_;
-  }
-  return completed;
+  completed_ = completed;
+  if (fault != 0) break_off({StatusCode::kFailed, text_of(static_cast<Fault>(fault))});
 }
 
 void Initiator::break_off(Status why) {
   if (!broken_.ok()) return;
   broken_ = std::move(why);
-  fault_owed_ = false;
-  fault_owed_ = acknowledged() == posted_;
+  // Before any error completion gives a source back: what the peer copies from here on is void.
+  ring()->epoch.fetch_add(1, std::memory_order_seq_cst);
+  // What it has copied under the old word is complete; what it says after this is for nobody, or
+  // the last write could still complete and nothing would tell of the break.
+  look_at_acks();
+  ack_.reset();
+  line_.close();
+  fault_owed_ = completed_ == posted_;
 }
 
 std::size_t Initiator::reap(std::span<Completion> out) {
-  const std::uint64_t completed = acknowledged();
+  look_at_acks();
+  if (line_.owes()) ring_doorbell();
   std::size_t count = 0;
-  while (count < out.size() && reaped_ < completed) {
+  while (count < out.size() && reaped_ < completed_) {
     out[count++] = {.kind = CompletionKind::kWrite, .context = contexts_[reaped_++ % kDepth]};
   }
   if (broken_.ok()) return count;
-  while (count < out.size() && reaped_ >= completed && reaped_ < posted_) {
+  while (count < out.size() && reaped_ < posted_) {
     out[count++] = {.kind = CompletionKind::kWrite,
                     .context = contexts_[reaped_++ % kDepth],
                     .status = broken_};
   }
-  if (count < out.size() && fault_owed_ && reaped_ == posted_) {
+  if (count < out.size() && fault_owed_) {
     fault_owed_ = false;
     out[count++] = {.kind = CompletionKind::kFault, .status = broken_};
   }
-  // Acknowledgements after the break would be for nobody.
-  if (reaped_ == posted_) ack_.reset();
   return count;
 }
 
-void Initiator::take_welcome(std::span<const std::byte> packet,
-                             const std::vector<Fd>& descriptors) {
+Status Initiator::take(const Packet& packet) {
+  if (packet.bytes.size() != sizeof(Welcome) || ack_.data() != nullptr) {
+    return {StatusCode::kFailed, "local: the peer sent what no peer sends"};
+  }
   Welcome welcome;
-  std::memcpy(&welcome, packet.data(), sizeof welcome);
+  std::memcpy(&welcome, packet.bytes.data(), sizeof welcome);
   if (welcome.magic != kWelcomeMagic || welcome.version != kVersion) {
-    return break_off({StatusCode::kNoProvider, "local: the peer speaks another version"});
+    return {StatusCode::kNoProvider, "local: the peer speaks another version"};
   }
   if (welcome.refused != 0) {
     welcome.why[sizeof welcome.why - 1] = 0;
@@ -185,51 +179,40 @@ void Initiator::take_welcome(std::span<const std::byte> packet,
     // It goes into one line of the log.
     std::replace_if(
         why.begin(), why.end(), [](char c) { return c < ' ' || c > '~'; }, '?');
-    return break_off({StatusCode::kNoProvider, "local: refused by the peer: " + why});
+    const bool for_now = welcome.refused == kRefusedForNow;
+    return {for_now ? StatusCode::kResourceExhausted : StatusCode::kNoProvider,
+            "local: refused by the peer: " + why};
   }
-  if (descriptors.size() != 1) {
-    return break_off({StatusCode::kNoProvider, "local: the peer passed no memory"});
+  if (packet.descriptors_lost) return lost_descriptors();
+  if (packet.descriptors.size() != 1) {
+    return {StatusCode::kNoProvider, "local: the peer passed no memory"};
   }
-  auto ack = Mapping::of_peer(descriptors[0].get(), sizeof(AckBlock));
-  if (!ack.ok()) return break_off(ack.status());
+  auto ack = Mapping::of_peer(packet.descriptors[0].get(), sizeof(AckBlock));
+  if (!ack.ok()) return ack.status();
   ack_ = std::move(*ack);
   // What was posted before it could be rung for: the target may have gone to sleep since its
   // Welcome.
   if (posted_ != 0) ring_doorbell();
+  return {};
 }
 
 void Initiator::service() {
-  for (int i = 0; i < kPacketsPerLook && broken_.ok(); ++i) {
-    std::byte packet[sizeof(Welcome)];
-    std::vector<Fd> descriptors;
-    const auto got = receive_packet(socket_.get(), packet, &descriptors);
-    if (!got.ok()) {
-      if (got.status().code() == StatusCode::kAgain) return;
-      break_off(got.status());
-    } else if (*got == sizeof(Welcome) && ack_.data() == nullptr) {
-      take_welcome(packet, descriptors);
-    } else if (*got != sizeof kDoorbell) {
-      break_off({StatusCode::kFailed, "local: the peer sent what no peer sends"});
-    }
-  }
-  if (!broken_.ok()) socket_.reset();
+  if (!broken_.ok()) return;
+  Status status = line_.read([this](const Packet& packet) { return take(packet); });
+  if (!status.ok()) break_off(std::move(status));
 }
 
-bool Initiator::may_wait() {
-  if (!broken_.ok()) return reaped_ == posted_ && !fault_owed_;
-  if (ack_.data() == nullptr) return true;  // the Welcome makes the socket readable
-  Word& sleeping = ring()->sleeping;
-  const std::uint64_t value = sleeping.load(std::memory_order_relaxed);
-  sleeping.store(value | 1, std::memory_order_relaxed);
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  return ack()->completed.load(std::memory_order_relaxed) == reaped_ &&
-         ack()->fault.load(std::memory_order_relaxed) == 0;
+bool Initiator::has_work() const {
+  if (!broken_.ok()) return reaped_ < posted_ || fault_owed_;
+  if (ack_.data() == nullptr) return false;  // the Welcome makes the socket readable
+  return line_.owes() || ack()->completed.load(std::memory_order_relaxed) != reaped_ ||
+         ack()->fault.load(std::memory_order_relaxed) != 0;
 }
 
-void Initiator::wake_up() {
-  Word& sleeping = ring()->sleeping;
-  const std::uint64_t value = sleeping.load(std::memory_order_relaxed);
-  if (value % 2 != 0) sleeping.store(value + 1, std::memory_order_relaxed);
+void Initiator::fall_asleep() {
+  if (broken_.ok()) local::fall_asleep(&ring()->sleeping);
 }
+
+void Initiator::wake_up() { local::wake_up(&ring()->sleeping); }
 
 }  // namespace kvd::fabric::local

@@ -8,11 +8,12 @@
 // acknowledgement: a copy that read reused bytes is followed by a load that sees the new epoch (as
 // with a sequence lock).
 //
-// Sleep. Whoever is about to block stores an odd number in its `sleeping`, then looks once more
-// whether there is work; whoever has stored work then looks at the other's `sleeping` and, when it
-// is odd and not the number it has rung for already, sends one byte. Both have a full fence between
-// store and load, so that at least one of them sees the other. While nobody sleeps nobody rings:
-// a system call is then made only now and then, to see whether the peer is still there.
+// Sleep. Whoever has no work and is about to block stores an odd number in its `sleeping`, then
+// looks once more whether there is work; whoever has stored work then looks at the other's
+// `sleeping` and, when it is odd and not the number it has rung for already, sends one byte. Both
+// have a full fence between store and load, so that at least one of them sees the other. While
+// nobody sleeps nobody rings: a system call is then made only now and then, to see whether the peer
+// is still there.
 #pragma once
 
 #include <atomic>
@@ -84,9 +85,12 @@ struct Hello {
 struct Welcome {
   std::uint64_t magic = 0;
   std::uint32_t version = 0;
-  std::uint32_t refused = 0;
+  std::uint32_t refused = 0;  // kRefused...
   char why[160] = {};
 };
+
+constexpr std::uint32_t kRefusedForGood = 1;
+constexpr std::uint32_t kRefusedForNow = 2;  // for want of descriptors or memory
 
 constexpr std::uint64_t kHelloMagic = 0x6f6c6c65482d766bULL;    // "kv-Hello"
 constexpr std::uint64_t kWelcomeMagic = 0x656d636c65572d6bULL;  // "k-Welcme"

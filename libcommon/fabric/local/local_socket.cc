@@ -22,7 +22,8 @@ namespace {
 constexpr std::string_view kPrefix = "kvd-local-1/";
 constexpr std::size_t kHex = 16;
 constexpr std::size_t kScopeChars = 3 * (kHex + 1);
-constexpr std::size_t kNameChars = 4 + 2 * kHex;  // "kvd-" and 128 random bits
+constexpr std::string_view kNamePrefix = "kvd-";
+constexpr std::size_t kNameChars = kNamePrefix.size() + 2 * kHex;  // and 128 random bits
 constexpr std::size_t kAddressChars = kPrefix.size() + kScopeChars + kNameChars + 1 + kHex;
 constexpr int kBacklog = SOMAXCONN;
 constexpr int kSeals = F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL;
@@ -46,16 +47,35 @@ socklen_t fill(sockaddr_un* address, const std::string& name) {
   return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
 }
 
+// Whether this id is the one that a user namespace shows for every user that it does not map.
+bool stands_for_others(uid_t user) {
+  uid_t overflow = 65534;
+  std::ifstream("/proc/sys/kernel/overflowuid") >> overflow;
+  if (user != overflow) return false;
+  std::uint64_t inside = 0, outside = 0, count = 0, mapped = 0;
+  std::ifstream map("/proc/self/uid_map");
+  while (map >> inside >> outside >> count) mapped += count;
+  constexpr std::uint64_t kAllUsers = 0xffffffff;
+  return mapped < kAllUsers;
+}
+
 Status check_peer(int fd) {
   ucred peer{};
   socklen_t length = sizeof peer;
   if (getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) {
     return from_errno("SO_PEERCRED");
   }
-  if (peer.uid == geteuid()) return {};
-  return {StatusCode::kNoProvider, "local: the peer is a process of user " +
-                                       std::to_string(peer.uid) + ", and this one of user " +
-                                       std::to_string(geteuid())};
+  if (peer.uid != geteuid()) {
+    return {StatusCode::kNoProvider, "local: the peer is a process of user " +
+                                         std::to_string(peer.uid) + ", and this one of user " +
+                                         std::to_string(geteuid())};
+  }
+  if (stands_for_others(peer.uid)) {
+    return {StatusCode::kNoProvider, "local: user " + std::to_string(peer.uid) +
+                                         " stands for all users that this user namespace does not "
+                                         "map, so the peer may be anybody; map this user"};
+  }
+  return {};
 }
 
 std::uint64_t read_boot() {
@@ -112,7 +132,7 @@ Result<Mapping> Mapping::create(std::size_t bytes, Fd* fd) {
 
 Result<Mapping> Mapping::of_peer(int fd, std::size_t least) {
   const int seals = fcntl(fd, F_GET_SEALS);
-  const bool fixed = seals >= 0 && (seals & F_SEAL_SHRINK) != 0 &&
+  const bool fixed = seals >= 0 && (seals & F_SEAL_SHRINK) != 0 && (seals & F_SEAL_GROW) != 0 &&
                      (seals & (F_SEAL_FUTURE_WRITE | F_SEAL_WRITE)) != 0;
   // Unsealed, the peer could cut the file short, or holes into it, under our reading: SIGBUS.
   if (!fixed) return Status(StatusCode::kNoProvider, "local: the peer's memory is not sealed");
@@ -158,7 +178,8 @@ Status check_scope(const Scope& here, std::string_view theirs) {
 }
 
 Address Address::random() {
-  return {Scope::here(), "kvd-" + hex(secure_random_u64()) + hex(secure_random_u64()),
+  return {Scope::here(),
+          std::string(kNamePrefix) + hex(secure_random_u64()) + hex(secure_random_u64()),
           secure_random_u64()};
 }
 
@@ -175,6 +196,13 @@ Result<Address> Address::decode(const FabricAddress& text) {
       parse_hex(std::string_view(text).substr(kAddressChars - kHex), &out.token);
   if (!good) return invalid_argument("local: not an address of this transport");
   out.name = text.substr(kPrefix.size() + kScopeChars, kNameChars);
+  // A peer may make us connect to a worker's socket, not to any other of the host.
+  const std::string_view digits = std::string_view(out.name).substr(kNamePrefix.size());
+  std::uint64_t ignored = 0;
+  if (!out.name.starts_with(kNamePrefix) || !parse_hex(digits.substr(0, kHex), &ignored) ||
+      !parse_hex(digits.substr(kHex), &ignored)) {
+    return invalid_argument("local: the address does not name a worker's socket");
+  }
   return out;
 }
 
@@ -202,12 +230,18 @@ Result<Fd> connect_to(const std::string& name) {
   return fd;
 }
 
-Fd accept_from(int listener) {
+Result<Fd> accept_from(int listener) {
   for (int i = 0; i < kBacklog; ++i) {
     Fd fd(accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-    if (!fd || check_peer(fd.get()).ok()) return fd;
+    if (fd) {
+      if (check_peer(fd.get()).ok()) return fd;
+    } else if (errno == EAGAIN) {
+      break;
+    } else if (errno != ECONNABORTED && errno != EINTR) {
+      return from_errno("accept");
+    }
   }
-  return {};
+  return Status(StatusCode::kAgain, "nobody waits");
 }
 
 Status send_packet(int fd, std::span<const std::byte> packet, std::span<const int> descriptors) {
@@ -231,9 +265,8 @@ Status send_packet(int fd, std::span<const std::byte> packet, std::span<const in
   return from_errno("sendmsg");
 }
 
-Result<std::size_t> receive_packet(int fd, std::span<std::byte> packet,
-                                   std::vector<Fd>* descriptors) {
-  iovec part{packet.data(), packet.size()};
+Status receive_packet(int fd, std::span<std::byte> buffer, Packet* packet) {
+  iovec part{buffer.data(), buffer.size()};
   msghdr message{};
   message.msg_iov = &part;
   message.msg_iovlen = 1;
@@ -242,7 +275,7 @@ Result<std::size_t> receive_packet(int fd, std::span<std::byte> packet,
   message.msg_controllen = sizeof control;
   const ssize_t got = recvmsg(fd, &message, MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
   if (got < 0) {
-    if (errno == EAGAIN || errno == EINTR) return Status(StatusCode::kAgain, "nothing there");
+    if (errno == EAGAIN || errno == EINTR) return {StatusCode::kAgain, "nothing there"};
     return unavailable(std::string("local: the connection broke: ") + std::strerror(errno));
   }
   for (cmsghdr* header = CMSG_FIRSTHDR(&message); header != nullptr;
@@ -252,14 +285,16 @@ Result<std::size_t> receive_packet(int fd, std::span<std::byte> packet,
     for (std::size_t i = 0; i < count; ++i) {
       int passed = -1;
       std::memcpy(&passed, CMSG_DATA(header) + i * sizeof(int), sizeof passed);
-      descriptors->emplace_back(passed);
+      packet->descriptors.emplace_back(passed);
     }
   }
   if (got == 0) return unavailable("local: the peer closed its connection");
-  if ((message.msg_flags & (MSG_TRUNC | MSG_CTRUNC)) != 0) {
-    return Status(StatusCode::kNoProvider, "local: the peer sent more than fits");
+  if ((message.msg_flags & MSG_TRUNC) != 0) {
+    return {StatusCode::kFailed, "local: the peer sent more than fits"};
   }
-  return static_cast<std::size_t>(got);
+  packet->descriptors_lost = (message.msg_flags & MSG_CTRUNC) != 0;
+  packet->bytes = buffer.first(static_cast<std::size_t>(got));
+  return {};
 }
 
 }  // namespace kvd::fabric::local

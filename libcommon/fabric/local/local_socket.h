@@ -84,14 +84,18 @@ struct Address {
 Result<Fd> listen_at(const std::string& name);
 // kNoProvider with the reason: nobody listens, or it is not a process of this user.
 Result<Fd> connect_to(const std::string& name);
-// Null descriptor when nobody waits. Connections of other users are closed at once.
-Fd accept_from(int listener);
+// kAgain when nobody waits. Connections of other users are closed at once.
+Result<Fd> accept_from(int listener);
 
 Status send_packet(int fd, std::span<const std::byte> packet, std::span<const int> descriptors);
-// At most `packet.size()` bytes and kMaxDescriptors descriptors. kAgain: nothing there.
-// kUnavailable: the peer closed.
 constexpr std::size_t kMaxDescriptors = 16;
-Result<std::size_t> receive_packet(int fd, std::span<std::byte> packet,
-                                   std::vector<Fd>* descriptors);
+struct Packet {
+  std::span<const std::byte> bytes;  // of the caller's buffer
+  std::vector<Fd> descriptors;
+  bool descriptors_lost = false;  // this process may not have so many open
+};
+// At most `buffer.size()` bytes and kMaxDescriptors descriptors. kAgain: nothing there.
+// kUnavailable: the peer closed.
+Status receive_packet(int fd, std::span<std::byte> buffer, Packet* packet);
 
 }  // namespace kvd::fabric::local

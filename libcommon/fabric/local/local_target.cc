@@ -11,7 +11,6 @@ namespace {
 
 // Bytes after which poll() returns to its event loop: some 100 us.
 constexpr std::uint64_t kCopyBudget = 512 * 1024;
-constexpr int kPacketsPerLook = 16;
 
 // One load of each word: the peer may be writing to it.
 template <std::size_t kWords>
@@ -30,13 +29,14 @@ std::byte* find(const TargetTable& regions, const Segment& segment) {
   return nullptr;
 }
 
-Status check_hello(const Hello& hello, const std::vector<Fd>& descriptors) {
+Status check_hello(const Hello& hello, const Packet& packet) {
   if (hello.version != kVersion) {
     return {StatusCode::kNoProvider, "local: the peer speaks version " +
                                          std::to_string(hello.version) + ", and this one version " +
                                          std::to_string(kVersion)};
   }
-  if (hello.sources > kMaxSources || descriptors.size() != hello.sources + 1) {
+  if (packet.descriptors_lost) return lost_descriptors();
+  if (hello.sources > kMaxSources || packet.descriptors.size() != hello.sources + 1) {
     return {StatusCode::kNoProvider, "local: not all of the peer's memory arrived"};
   }
   return {};
@@ -44,39 +44,44 @@ Status check_hello(const Hello& hello, const std::vector<Fd>& descriptors) {
 
 }  // namespace
 
-Result<std::unique_ptr<Target>> Target::accept(Fd socket, const Hello& hello,
-                                               const std::vector<Fd>& descriptors) {
-  auto out = std::make_unique<Target>();
-  Fd ack_fd;
-  const auto prepare = [&]() -> Status {
-    KVD_RETURN_IF_ERROR(check_hello(hello, descriptors));
-    auto ring = Mapping::of_peer(descriptors[0].get(), sizeof(SubmitRing));
-    if (!ring.ok()) return ring.status();
-    out->ring_ = std::move(*ring);
-    for (std::size_t i = 1; i < descriptors.size(); ++i) {
-      auto source = Mapping::of_peer(descriptors[i].get(), 1);
-      if (!source.ok()) return source.status();
-      out->sources_.push_back(std::move(*source));
-    }
-    auto ack = Mapping::create(sizeof(AckBlock), &ack_fd);
-    if (!ack.ok()) return ack.status();
-    out->ack_ = std::move(*ack);
-    new (out->ack_.data()) AckBlock;
-    return {};
-  };
-  const Status prepared = prepare();
+Status Target::prepare(const Hello& hello, const Packet& packet, Fd* ack) {
+  KVD_RETURN_IF_ERROR(check_hello(hello, packet));
+  epoch_ = hello.epoch;
+  auto ring = Mapping::of_peer(packet.descriptors[0].get(), sizeof(SubmitRing));
+  if (!ring.ok()) return ring.status();
+  ring_ = std::move(*ring);
+  for (std::size_t i = 1; i < packet.descriptors.size(); ++i) {
+    auto source = Mapping::of_peer(packet.descriptors[i].get(), 1);
+    if (!source.ok()) return source.status();
+    sources_.push_back(std::move(*source));
+  }
+  auto made = Mapping::create(sizeof(AckBlock), ack);
+  if (!made.ok()) return made.status();
+  ack_ = std::move(*made);
+  new (ack_.data()) AckBlock;
+  return {};
+}
+
+Status Target::answer(const Hello& hello, const Packet& packet) {
+  Fd ack;
+  const Status prepared = prepare(hello, packet, &ack);
   Welcome welcome{.magic = kWelcomeMagic, .version = kVersion};
+  const auto bytes = std::as_bytes(std::span(&welcome, 1));
   if (!prepared.ok()) {
-    welcome.refused = 1;
+    const bool for_now = prepared.code() == StatusCode::kResourceExhausted;
+    welcome.refused = for_now ? kRefusedForNow : kRefusedForGood;
     prepared.message().copy(welcome.why, sizeof welcome.why - 1);
-    (void)send_packet(socket.get(), std::as_bytes(std::span(&welcome, 1)), {}).ok();
+    (void)line_.send(bytes, {}).ok();
     return prepared;
   }
-  out->epoch_ = hello.epoch;
-  out->socket_ = std::move(socket);
-  const int passed[] = {ack_fd.get()};
-  KVD_RETURN_IF_ERROR(
-      send_packet(out->socket_.get(), std::as_bytes(std::span(&welcome, 1)), passed));
+  const int passed[] = {ack.get()};
+  return line_.send(bytes, passed);
+}
+
+Result<std::unique_ptr<Target>> Target::accept(Fd socket, const Hello& hello,
+                                               const Packet& packet) {
+  auto out = std::make_unique<Target>(std::move(socket));
+  KVD_RETURN_IF_ERROR(out->answer(hello, packet));
   return out;
 }
 
@@ -109,6 +114,7 @@ Fault Target::take(const TargetTable& regions, Job* job) const {
 std::size_t Target::copy(const TargetTable& regions, std::span<Completion> out) {
   std::size_t count = 0;
   std::uint64_t copied = 0;
+  if (line_.owes()) line_.ring(ring()->sleeping);
   while (broken_.ok() && copied < kCopyBudget && count < out.size()) {
     const std::uint64_t posted = ring()->posted.load(std::memory_order_acquire);
     if (posted == done_) break;
@@ -136,7 +142,7 @@ std::size_t Target::copy(const TargetTable& regions, std::span<Completion> out) 
     }
     ++done_;
     ack()->completed.store(done_, std::memory_order_release);
-    ring_doorbell();
+    line_.ring(ring()->sleeping);
     if (job.remote_data) {
       out[count++] = {.kind = CompletionKind::kRemoteData, .data = *job.remote_data};
     }
@@ -148,52 +154,35 @@ std::size_t Target::copy(const TargetTable& regions, std::span<Completion> out) 
   return count;
 }
 
-void Target::ring_doorbell() {
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  const std::uint64_t sleeping = ring()->sleeping.load(std::memory_order_relaxed);
-  if (sleeping % 2 == 0 || sleeping == rung_) return;
-  rung_ = sleeping;
-  (void)send_packet(socket_.get(), std::as_bytes(std::span(&kDoorbell, 1)), {}).ok();
-}
-
 void Target::break_off(Fault fault, Status why) {
   if (!broken_.ok()) return;
   broken_ = std::move(why);
   fault_owed_ = true;
   ack()->fault.store(static_cast<std::uint64_t>(fault), std::memory_order_release);
   // The peer reads its end; its pages are not looked at again.
-  socket_.reset();
+  line_.close();
   sources_.clear();
 }
 
 void Target::service() {
-  for (int i = 0; i < kPacketsPerLook && broken_.ok(); ++i) {
-    std::byte packet[sizeof(Welcome)];
-    std::vector<Fd> descriptors;
-    const auto got = receive_packet(socket_.get(), packet, &descriptors);
-    if (!got.ok()) {
-      if (got.status().code() == StatusCode::kAgain) return;
-      break_off(Fault::kNone, got.status());
-    } else if (*got != sizeof kDoorbell) {
-      break_off(Fault::kMalformed,
-                {StatusCode::kFailed, "local: the peer sent what no peer sends"});
-    }
-  }
+  if (!broken_.ok()) return;
+  bool malformed = false;
+  Status status = line_.read([&](const Packet&) {
+    malformed = true;
+    return Status(StatusCode::kFailed, "local: the peer sent what no peer sends");
+  });
+  if (!status.ok()) break_off(malformed ? Fault::kMalformed : Fault::kNone, std::move(status));
 }
 
-bool Target::may_wait() {
-  if (!broken_.ok()) return !fault_owed_;
-  Word& sleeping = ack()->sleeping;
-  const std::uint64_t value = sleeping.load(std::memory_order_relaxed);
-  sleeping.store(value | 1, std::memory_order_relaxed);
-  std::atomic_thread_fence(std::memory_order_seq_cst);
-  return ring()->posted.load(std::memory_order_relaxed) == done_;
+bool Target::has_work() const {
+  if (!broken_.ok()) return fault_owed_;
+  return line_.owes() || ring()->posted.load(std::memory_order_relaxed) != done_;
 }
 
-void Target::wake_up() {
-  Word& sleeping = ack()->sleeping;
-  const std::uint64_t value = sleeping.load(std::memory_order_relaxed);
-  if (value % 2 != 0) sleeping.store(value + 1, std::memory_order_relaxed);
+void Target::fall_asleep() {
+  if (broken_.ok()) local::fall_asleep(&ack()->sleeping);
 }
+
+void Target::wake_up() { local::wake_up(&ack()->sleeping); }
 
 }  // namespace kvd::fabric::local

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "fabric/fabric.h"
+#include "fabric/local/local_line.h"
 #include "fabric/local/local_memory.h"
 #include "fabric/local/local_ring.h"
 #include "fabric/local/local_socket.h"
@@ -19,19 +20,21 @@ namespace kvd::fabric::local {
 
 class Target {
  public:
-  // Takes over a connection whose Hello came with these descriptors, and answers it. kNoProvider
-  // (told to the peer, too): its memory cannot be used.
+  // Takes over a connection whose Hello came in this packet, and answers it. Told to the peer, too:
+  // kNoProvider, its memory cannot be used; kResourceExhausted, not now.
   static Result<std::unique_ptr<Target>> accept(Fd socket, const Hello& hello,
-                                                const std::vector<Fd>& descriptors);
+                                                const Packet& packet);
+  explicit Target(Fd socket) : line_(std::move(socket)) {}
 
   // Copies what the peer has put, at most about kCopyBudget bytes; signals and, last, a fault go to
   // `out`.
   std::size_t copy(const TargetTable& regions, std::span<Completion> out);
   // Reads the socket: doorbells, the end.
   void service();
-  bool may_wait();
+  // copy() has something to do.
+  bool has_work() const;
+  void fall_asleep();
   void wake_up();
-  int fd() const { return socket_.get(); }
 
  private:
   struct Piece {
@@ -51,12 +54,13 @@ class Target {
   AckBlock* ack() const { return reinterpret_cast<AckBlock*>(ack_.data()); }
   Fault take(const TargetTable& regions, Job* job) const;
   void break_off(Fault fault, Status why);
-  void ring_doorbell();
+  Status answer(const Hello& hello, const Packet& packet);
+  Status prepare(const Hello& hello, const Packet& packet, Fd* ack);
 
-  Fd socket_;
+  Line line_;
   Mapping ring_, ack_;
   std::vector<Mapping> sources_;
-  std::uint64_t epoch_ = 0, done_ = 0, rung_ = 0;
+  std::uint64_t epoch_ = 0, done_ = 0;
   Status broken_;
   bool fault_owed_ = false;
 };

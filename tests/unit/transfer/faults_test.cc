@@ -2,6 +2,7 @@
 // outcome.
 #include <catch2/catch.hpp>
 
+#include "proto/room_messages.h"
 #include "sim/world.h"
 
 namespace kvd::sim {
@@ -227,6 +228,34 @@ TEST_CASE("write errors: the room is not drained, the link ends and comes back")
     pair.serves();
     settle(&pair.world);
   }
+}
+
+TEST_CASE("write errors: a room whose deadline passes in the same turn is not drained either") {
+  WorldOptions options = slow_fabric();
+  options.layout = wide_layout();
+  options.chunk_time = 10 * kSecond;
+  Pair pair(options);
+  const TimePoint end = pair.world.clock.now() + Duration(10'500'000'000);
+  const std::uint64_t id = pair.decode.request(pair.prefill.address, 32, Duration(10'500'000'000));
+  const auto in_flight = [&] { return pair.world.fabric.in_flight(pair.prefill.host); };
+  REQUIRE(pair.world.run_until([&] { return in_flight() == 0; }));  // the link's test write
+  // The first layers of its one page are on their way, and nothing else.
+  REQUIRE(pair.world.run_until([&] { return in_flight() == 1; }));
+  pair.decode.stopped = pair.prefill.stopped = true;
+  pair.world.fabric.drop_connections(pair.prefill.host);
+  while (pair.world.step()) {
+  }
+  pair.world.clock.advance(end - pair.world.clock.now() + Duration(50'000'000));
+  pair.prefill.stopped = false;
+  pair.world.run(Duration(10'000'000));
+  int failed = 0;
+  while (const auto message = pair.decode.messenger->receive()) {
+    if (message->envelope.type != proto::MessageType::kRoomFailed) continue;
+    ++failed;
+    CHECK_FALSE(proto::decode_body<proto::RoomFailed>(message->envelope)->drained);
+  }
+  CHECK(failed == 1);
+  CHECK(pair.outcome(id) == Outcome::kOpen);
 }
 
 TEST_CASE("endless EAGAIN: the link ends instead of waiting for ever") {

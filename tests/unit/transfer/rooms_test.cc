@@ -19,6 +19,45 @@ const Request& wait_for(World* world, Decode* decode, std::uint64_t id) {
   return decode->requests[id];
 }
 
+bool has_local() {
+  const auto here = fabric::available_providers("127.0.0.1", "");
+  if (!here.empty() && here.front().name == "local") return true;
+  WARN("skipped: " + fabric::explain_missing("local").message());
+  return false;
+}
+
+// A prefill that refuses local, and a decode that has it and one other provider.
+struct LocalRefused {
+  explicit LocalRefused(WorldOptions options = {}) : world(1, with(std::move(options))) {}
+  static WorldOptions with(WorldOptions options) {
+    options.local_is_refused = true;
+    return options;
+  }
+  transfer::PrefillView view() const { return decode.receiver->prefills().at(0); }
+  bool tries_local() const {
+    return view().state == transfer::LinkState::kRegistering && view().provider == "local";
+  }
+  // Runs for `time`; whether local was tried within it.
+  bool local_is_tried(Duration time) {
+    const TimePoint end = world.clock.now() + time;
+    bool tried = false;
+    world.run_until([&] {
+      tried = tried || tries_local();
+      return world.clock.now() >= end;
+    });
+    return tried;
+  }
+  // The prefill stands still until decode has ended the link.
+  void end_link() {
+    prefill.stopped = true;
+    world.run(3 * transfer::TransferOptions{}.dead_after / 2);
+    prefill.stopped = false;
+  }
+  World world;
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+};
+
 TEST_CASE("rooms: a prompt arrives whole, with its first token, on every kind of fabric") {
   WorldOptions options;
   options.layout = GENERATE(small_layout(), wide_layout());
@@ -74,11 +113,7 @@ TEST_CASE("rooms: over local, where decode copies, a prompt arrives whole, too")
 }
 
 TEST_CASE("rooms: a link that local cannot carry goes over the next provider, at once") {
-  const auto here = fabric::available_providers("127.0.0.1", "");
-  if (here.empty() || here.front().name != "local") {
-    WARN("skipped: " + fabric::explain_missing("local").message());
-    return;
-  }
+  if (!has_local()) return;
   WorldOptions options;
   options.local_is_refused = true;
   World world(1, options);
@@ -96,6 +131,51 @@ TEST_CASE("rooms: a link that local cannot carry goes over the next provider, at
   CHECK(world.run_until([&] { return world.links_ready(); }));
   CHECK(decode.receiver->prefills()[0].provider == "sim");
   settle(&world);
+}
+
+TEST_CASE("links: local is tried again when a minute has passed, and not before") {
+  if (!has_local()) return;
+  LocalRefused pair;
+  REQUIRE(pair.world.run_until([&] { return pair.world.links_ready(); }));
+  pair.end_link();
+  CHECK_FALSE(pair.local_is_tried(Duration(5'000'000'000)));
+  CHECK(pair.world.links_ready());
+  pair.world.run(Duration(60'000'000'000));
+  pair.end_link();
+  CHECK(pair.local_is_tried(Duration(5'000'000'000)));
+  CHECK(pair.world.links_ready());
+  CHECK(pair.view().provider == "sim");
+  settle(&pair.world);
+}
+
+TEST_CASE("links: with nothing but local in common, its own error is what is shown") {
+  if (!has_local()) return;
+  WorldOptions options;
+  options.only_local_in_common = true;
+  LocalRefused pair(options);
+  const auto refused = [&] { return pair.view().state == transfer::LinkState::kRefused; };
+  REQUIRE(pair.world.run_until(refused));
+  pair.world.run(Duration(10'000'000'000));
+  REQUIRE(pair.world.run_until(refused));
+  CHECK(pair.view().why.message().find("provider local is not in use here") != std::string::npos);
+}
+
+TEST_CASE("links: a new run of the prefill starts anew with local") {
+  if (!has_local()) return;
+  LocalRefused pair;
+  // Three links in a row that local did not make ready would be enough for the next provider.
+  const auto fail_once = [&] {
+    REQUIRE(pair.world.run_until([&] { return pair.tries_local(); }));
+    pair.end_link();
+    REQUIRE_FALSE(pair.tries_local());
+  };
+  pair.prefill.stopped = false;
+  fail_once();
+  fail_once();
+  pair.prefill.kill();
+  pair.prefill.start();
+  fail_once();
+  CHECK(pair.world.run_until([&] { return pair.tries_local(); }));
 }
 
 TEST_CASE("rooms: pages stream while later layers are computed") {
