@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 
 namespace kvd::kv {
 
@@ -39,21 +40,47 @@ std::vector<PageRun> to_runs(std::span<const PageIndex> pages) {
 
 namespace {
 
+// Runs that are looked at before a lease takes the best of them, when they hold enough pages: a
+// large pool in single pages would otherwise be gone through for each lease.
+constexpr std::size_t kMostRuns = 4096;
+
+// The length such that the longer runs have fewer than `count` pages and, with those of just this
+// length, enough. `longer`: the pages of the longer ones.
+std::uint32_t shortest_kept(const std::vector<PageRun>& runs, std::uint32_t count,
+                            std::uint64_t* longer) {
+  constexpr std::uint32_t kBuckets = 1024;  // pages by the length of their run; few are longer
+  std::vector<std::uint64_t> pages(kBuckets, 0);
+  std::vector<std::uint32_t> lengths;
+  for (const PageRun& run : runs) {
+    if (run.count < kBuckets) {
+      pages[run.count] += run.count;
+    } else {
+      lengths.push_back(run.count);
+    }
+  }
+  std::sort(lengths.begin(), lengths.end(), std::greater<>());
+  *longer = 0;
+  for (std::size_t i = 0; i < lengths.size();) {
+    std::uint64_t same = 0;
+    const std::uint32_t length = lengths[i];
+    for (; i < lengths.size() && lengths[i] == length; ++i) same += length;
+    if (*longer + same >= count) return length;
+    *longer += same;
+  }
+  std::uint32_t length = kBuckets - 1;
+  while (length > 1 && *longer + pages[length] < count) *longer += pages[length--];
+  return length;
+}
+
 // Of runs in order of address that together have `count` pages at least: the longest, still in
 // order; as many as are needed.
 void keep_longest(std::vector<PageRun>* runs, std::uint32_t count) {
-  // Pages by the length of their run; what is longer than the last bucket is taken first.
-  constexpr std::uint32_t kBuckets = 1024;
-  std::vector<std::uint64_t> pages(kBuckets + 1, 0);
-  for (const PageRun& run : *runs) pages[std::min(run.count, kBuckets)] += run.count;
-  std::uint32_t shortest = kBuckets;
-  std::uint64_t longer = 0;  // pages in runs above `shortest`
-  while (shortest > 1 && longer + pages[shortest] < count) longer += pages[shortest--];
+  std::uint64_t longer = 0;
+  const std::uint32_t shortest = shortest_kept(*runs, count, &longer);
   std::uint64_t wanted = count - longer;  // of runs that are just as long as `shortest`
   std::erase_if(*runs, [&](const PageRun& run) {
-    const std::uint32_t length = std::min(run.count, kBuckets);
-    if (length > shortest) return false;
-    if (length < shortest || wanted == 0) return true;
+    if (run.count > shortest) return false;
+    if (run.count < shortest || wanted == 0) return true;
     wanted -= std::min<std::uint64_t>(wanted, run.count);
     return false;
   });
@@ -71,8 +98,8 @@ PagePool::PagePool(KvLayout layout, std::byte* memory, std::uint32_t page_count)
   counts_.free = page_count;
 }
 
-void PagePool::free_runs(PageIndex from, PageIndex until, std::uint32_t enough,
-                         std::vector<PageRun>* out) const {
+bool PagePool::free_runs(PageIndex from, PageIndex until, std::uint32_t count,
+                         std::vector<PageRun>* out, std::uint64_t* pages) const {
   PageIndex page = from;
   while (page < until) {
     // To the next free page, then to the next taken one; each step skips the rest of its word.
@@ -82,7 +109,7 @@ void PagePool::free_runs(PageIndex from, PageIndex until, std::uint32_t enough,
       continue;
     }
     page += static_cast<PageIndex>(std::countr_zero(word));
-    if (page >= until) return;
+    if (page >= until) return false;
     const PageIndex first = page;
     while (page < until) {
       const auto ones = static_cast<PageIndex>(std::countr_one(free_[page / 64] >> (page % 64)));
@@ -91,16 +118,19 @@ void PagePool::free_runs(PageIndex from, PageIndex until, std::uint32_t enough,
     }
     page = std::min(page, until);
     out->push_back({first, page - first});
-    if (page - first >= enough) return;
+    *pages += page - first;
+    if (page - first >= count || (out->size() >= kMostRuns && *pages >= count)) return true;
   }
+  return false;
 }
 
 std::vector<PageRun> PagePool::choose(std::uint32_t count) const {
   // Next fit: what was just given back rests, and long runs are not nibbled at.
   std::vector<PageRun> later, runs;
-  free_runs(search_from_, page_count_, count, &later);
+  std::uint64_t pages = 0;
+  const bool enough = free_runs(search_from_, page_count_, count, &later, &pages);
   if (!later.empty() && later.back().count >= count) return {later.back()};
-  free_runs(0, search_from_, count, &runs);
+  if (!enough) free_runs(0, search_from_, count, &runs, &pages);
   if (!runs.empty() && runs.back().count >= count) return {runs.back()};
   // In order of address; what the start of the search cut in two is one run again.
   auto next = later.begin();

@@ -79,7 +79,8 @@ class PagePool {
   std::uint64_t memory_bytes() const { return std::uint64_t{page_count_} * layout_.page_bytes(); }
 
   // All or nothing; one run of pages where there is one, else the longest there are, in order of
-  // address: neighbours on both sides travel in one write. kResourceExhausted when not free now
+  // address: neighbours on both sides travel in one write. Of many thousand free runs only the next
+  // 4096 are looked at, when they have enough pages. kResourceExhausted when not free now
   // (never possible when count > page_count: the caller checks that first).
   Result<LeaseId> lease(std::uint32_t count, TimePoint now);
   // The pages of a lease in sequence order. Valid until the lease is released.
@@ -114,9 +115,11 @@ class PagePool {
   std::byte* memory_;
   std::uint32_t page_count_;
   bool is_free(PageIndex page) const { return (free_[page / 64] >> (page % 64) & 1) != 0; }
-  // Runs of free pages in [from, until), in order, until one has `enough`. Each ends at `until`.
-  void free_runs(PageIndex from, PageIndex until, std::uint32_t enough,
-                 std::vector<PageRun>* out) const;
+  // Appends runs of free pages in [from, until), in order, cut off at `until`, and adds up their
+  // `pages`. True when it need not go on: the last one has `count` pages, or there are some
+  // thousand runs that together have them.
+  bool free_runs(PageIndex from, PageIndex until, std::uint32_t count, std::vector<PageRun>* out,
+                 std::uint64_t* pages) const;
   // For so many pages, of which enough are free: in order of address, the last may have more.
   std::vector<PageRun> choose(std::uint32_t count) const;
 

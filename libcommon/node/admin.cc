@@ -33,8 +33,7 @@ class Inquiry final : LoopTask {
     bool send_drain = false;  // once it has answered
     bool send_leases = false;
     std::optional<proto::Leases> leases;
-    std::string refusal;        // the error that it answered with
-    bool unauthorized = false;  // that error was about our key
+    std::string refusal, refusal_code;  // the error that it answered with
     bool drain_sent = false;
     bool answered = false;
     bool lost = false;  // not connected any more, after drain_sent
@@ -166,7 +165,7 @@ void Inquiry::take(const control::Received& received) {
   if (received.envelope.type == proto::MessageType::kError) {
     if (const auto error = proto::decode_body<proto::Error>(received.envelope); error.ok()) {
       entry.refusal = error->text;
-      entry.unauthorized = error->code == "unauthorized";
+      entry.refusal_code = error->code;
     }
     return;
   }
@@ -193,11 +192,14 @@ void Inquiry::take_leases(const control::Received& received, Worker* worker) {
 }
 
 Status refused(const std::string& address, const Inquiry::Worker& worker) {
-  if (worker.unauthorized) {
+  if (worker.refusal_code == "unauthorized") {
     return Status(StatusCode::kNoProvider, address + " refuses: " + worker.refusal);
   }
-  return Status(StatusCode::kIncompatible,
-                address + " is no prefill or decode worker: " + worker.refusal);
+  if (worker.refusal_code == "unexpected") {
+    return Status(StatusCode::kIncompatible,
+                  address + " is no prefill or decode worker: " + worker.refusal);
+  }
+  return Status(StatusCode::kFailed, address + " answered with an error: " + worker.refusal);
 }
 
 WorkerRow row_of(const std::string& address, const Inquiry::Worker& worker) {

@@ -23,13 +23,28 @@ std::string kv_kind(const proto::Described& info) {
 
 }  // namespace
 
-void Breaker::failure(TimePoint now) {
+void Breaker::success(Probe probe) {
+  if (counts(probe)) reset();
+}
+
+void Breaker::failure(Probe probe, TimePoint now) {
+  if (!counts(probe)) return;
   ++failures_;
-  if (open_ && probing_) wait_ = std::min(wait_ * 2, kLongestWait);
-  if (!open_ && failures_ < kThreshold) return;
+  if (open_) wait_ = std::min(wait_ * 2, kLongestWait);
+  if (failures_ < kThreshold) return;
   open_ = true;
-  probing_ = false;
+  probing_ = 0;
   next_probe_ = now + wait_;
+}
+
+void Breaker::neutral(Probe probe) {
+  if (probe == probing_) probing_ = 0;
+}
+
+void Breaker::reset() {
+  const Probe last = last_probe_;
+  *this = Breaker{};
+  last_probe_ = last;
 }
 
 RouteMembers::RouteMembers(bool standalone, Duration dead_after, std::uint64_t seed)
@@ -89,7 +104,7 @@ bool RouteMembers::on_described(const std::string& address, Incarnation from,
       log_warn("worker is listed for another role",
                {{"worker", address}, {"listed", worker.role}, {"role", described.role}});
     }
-    worker.breaker = Breaker{};
+    worker.breaker.reset();
   }
   worker.described = true;
   worker.alive = true;
@@ -219,35 +234,36 @@ Result<Assignment> RouteMembers::pick(const std::string& model, std::span<const 
   if (!pair) return unavailable("no usable pair of workers");
 
   Assignment chosen;
-  const auto take = [&](const std::string& address, std::string* http) {
+  const auto take = [&](const std::string& address, std::string* http, Breaker::Probe* probe) {
     Worker& worker = workers_.at(address);
     ++worker.assigned;
-    worker.breaker.take();
+    *probe = worker.breaker.take();
     *http = worker.info.http;
   };
   chosen.decode = decode_candidates[pair->decode].address;
-  take(chosen.decode, &chosen.decode_http);
+  take(chosen.decode, &chosen.decode_http, &chosen.decode_probe);
   if (!leave_choice) {
     chosen.prefill = prefill_candidates[pair->prefill].address;
-    take(chosen.prefill, &chosen.prefill_http);
+    take(chosen.prefill, &chosen.prefill_http, &chosen.prefill_probe);
   }
   return chosen;
 }
 
-void RouteMembers::settle(const std::string& address, Outcome outcome, TimePoint now) {
+void RouteMembers::settle(const std::string& address, Breaker::Probe probe, Outcome outcome,
+                          TimePoint now) {
   const auto entry = workers_.find(address);
   if (entry == workers_.end()) return;
   Worker& worker = entry->second;
   if (worker.assigned > 0) --worker.assigned;
   switch (outcome) {
     case Outcome::kSuccess:
-      worker.breaker.success();
+      worker.breaker.success(probe);
       break;
     case Outcome::kBroken:
     case Outcome::kFailure: {
       if (outcome == Outcome::kBroken) worker.suspect = true;
       const std::string before = worker.breaker.state();
-      worker.breaker.failure(now);
+      worker.breaker.failure(probe, now);
       if (before == "closed" && before != worker.breaker.state()) {
         log_warn("worker keeps failing, its breaker is open", {{"worker", address}});
       }
@@ -257,15 +273,15 @@ void RouteMembers::settle(const std::string& address, Outcome outcome, TimePoint
       worker.suspect = true;
       [[fallthrough]];
     case Outcome::kNeutral:
-      worker.breaker.neutral();
+      worker.breaker.neutral(probe);
       break;
   }
 }
 
 void RouteMembers::release(const Assignment& pair, Outcome prefill, Outcome decode, TimePoint now) {
   const std::lock_guard lock(mutex_);
-  settle(pair.decode, decode, now);
-  if (!pair.prefill.empty()) settle(pair.prefill, prefill, now);
+  settle(pair.decode, pair.decode_probe, decode, now);
+  if (!pair.prefill.empty()) settle(pair.prefill, pair.prefill_probe, prefill, now);
 }
 
 bool RouteMembers::usable(TimePoint now) const {

@@ -28,26 +28,33 @@
 namespace kvd::node {
 
 // Opens after kThreshold failures in a row; then one probe at a time, first after kFirstWait, twice
-// as long after each probe that fails.
+// as long after each probe that fails. While it is open only the probe counts: requests that began
+// before say nothing new.
 class Breaker {
  public:
   static constexpr std::uint32_t kThreshold = 5;
   static constexpr Duration kFirstWait{1'000'000'000};
   static constexpr Duration kLongestWait{30'000'000'000};
+  using Probe = std::uint64_t;  // 0: the request is none
 
-  bool allows(TimePoint now) const { return !open_ || (!probing_ && now >= next_probe_); }
-  // A request goes to this worker: on an open breaker it is the probe.
-  void take() { probing_ = open_; }
-  void success() { *this = Breaker{}; }
-  void failure(TimePoint now);
+  bool allows(TimePoint now) const { return !open_ || (probing_ == 0 && now >= next_probe_); }
+  // A request goes to this worker: on an open breaker it is the probe. It ends with one of success,
+  // failure and neutral, which get what this returned.
+  Probe take() { return open_ ? probing_ = ++last_probe_ : 0; }
+  void success(Probe probe);
+  void failure(Probe probe, TimePoint now);
   // The request ended without saying anything of the worker.
-  void neutral() { probing_ = false; }
-  const char* state() const { return !open_ ? "closed" : probing_ ? "half-open" : "open"; }
+  void neutral(Probe probe);
+  // Another run of the worker; probes of the one before count no longer.
+  void reset();
+  const char* state() const { return !open_ ? "closed" : probing_ != 0 ? "half-open" : "open"; }
 
  private:
+  bool counts(Probe probe) const { return !open_ || (probe != 0 && probe == probing_); }
+
   std::uint32_t failures_ = 0;
   bool open_ = false;
-  bool probing_ = false;
+  Probe probing_ = 0, last_probe_ = 0;
   Duration wait_ = kFirstWait;
   TimePoint next_probe_{0};
 };
@@ -56,6 +63,7 @@ class Breaker {
 struct Assignment {
   std::string prefill, decode;            // control addresses
   std::string prefill_http, decode_http;  // "http://HOST:PORT"
+  Breaker::Probe prefill_probe = 0, decode_probe = 0;
   std::string key() const { return prefill + ">" + decode; }
 };
 
@@ -130,7 +138,7 @@ class RouteMembers {
   bool knows(const std::string& role) const;
   std::string why_none(const std::string& role, TimePoint now) const;
   std::string worker_json(const std::string& address, const Worker& worker, TimePoint now) const;
-  void settle(const std::string& address, Outcome outcome, TimePoint now);
+  void settle(const std::string& address, Breaker::Probe probe, Outcome outcome, TimePoint now);
 
   mutable std::mutex mutex_;
   const bool standalone_;

@@ -123,6 +123,44 @@ TEST_CASE("page pool: scattered pages come from the longest runs, in order of ad
   CHECK(kv::to_runs(pool.pages(*rest)) == std::vector<kv::PageRun>{{1, 1}, {127, 2}, {201, 2}});
 }
 
+TEST_CASE("page pool: of runs of any length the longest are taken, in order of address") {
+  constexpr std::uint32_t kPages = 20'000;
+  PagePool pool(kTiny, nullptr, kPages);
+  std::vector<LeaseId> ones;
+  for (std::uint32_t i = 0; i < kPages; ++i) ones.push_back(*pool.lease(1, kNow));
+  for (const kv::PageRun run :
+       {kv::PageRun{10, 1100}, {2000, 2000}, {5000, 1023}, {7000, 3000}, {12'000, 1100}}) {
+    for (std::uint32_t i = 0; i < run.count; ++i) {
+      pool.release(ones[run.first + i], Proof::kNeverExposed);
+    }
+  }
+  const auto lease = pool.lease(5500, kNow);
+  CHECK(kv::to_runs(pool.pages(*lease)) ==
+        std::vector<kv::PageRun>{{10, 1100}, {2000, 2000}, {7000, 2400}});
+  const auto rest = pool.lease(1200, kNow);
+  CHECK(kv::to_runs(pool.pages(*rest)) == std::vector<kv::PageRun>{{5000, 1023}, {12'000, 177}});
+}
+
+TEST_CASE("page pool: a lease from a large pool in pieces looks at some thousand of them") {
+  constexpr std::uint32_t kPages = 40'000;
+  PagePool pool(kTiny, nullptr, kPages);
+  std::vector<LeaseId> ones;
+  for (std::uint32_t i = 0; i < kPages; ++i) ones.push_back(*pool.lease(1, kNow));
+  for (std::uint32_t i = 0; i < kPages; i += 2) pool.release(ones[i], Proof::kNeverExposed);
+  // A run of three within reach is found, one behind 4096 runs is not.
+  for (const std::uint32_t page : {8001u, 30'001u}) {
+    pool.release(ones[page], Proof::kNeverExposed);
+  }
+  const auto lease = pool.lease(10, kNow);
+  const auto runs = kv::to_runs(pool.pages(*lease));
+  REQUIRE(runs.size() == 8);
+  CHECK(runs.back() == kv::PageRun{8000, 3});
+  // More pages than so many runs have: as many as it takes, all of them if need be.
+  CHECK(pool.lease(6000, kNow).ok());
+  CHECK(pool.lease(pool.counts().free, kNow).ok());
+  CHECK(pool.counts().free == 0);
+}
+
 TEST_CASE("page pool: a run that ends a word, fills one, or is the whole pool is one run") {
   for (const std::uint32_t pages : {63u, 64u, 65u, 128u, 200u}) {
     PagePool pool(kTiny, nullptr, pages);

@@ -114,6 +114,8 @@ class FakeWorker final : LoopTask {
   std::string address() const { return channel_ ? channel_->address() : ""; }
   // Drain ends it before it could answer.
   void end_on_drain() { end_on_drain_ = true; }
+  // Every message is answered with an error of this code. Before the worker is asked.
+  void refuse_all(std::string code) { refusal_ = std::move(code); }
   // No Describe is answered any more, while HTTP connections stay as they are.
   void fall_silent() { silent_ = true; }
   // As after SIGKILL.
@@ -140,6 +142,10 @@ class FakeWorker final : LoopTask {
     while (auto received = messenger_->receive()) {
       any = true;
       if (silent_ || (registry_ && registry_->on_message(*received))) continue;
+      if (!refusal_.empty()) {
+        messenger_->refuse(*received, refusal_, "because");
+        continue;
+      }
       if (received->envelope.type == proto::MessageType::kDrain && end_on_drain_) {
         over_ = true;
         return true;
@@ -167,6 +173,7 @@ class FakeWorker final : LoopTask {
   std::unique_ptr<control::Messenger> messenger_;
   std::unique_ptr<RegistryClient> registry_;
   proto::Described described_;
+  std::string refusal_;
   EventLoop loop_{&clock_, LoopOptions{Duration(0), false, Duration(50'000'000)}};
   std::atomic<bool> over_{false}, silent_{false}, end_on_drain_{false};
   std::thread thread_;

@@ -251,6 +251,23 @@ TEST_CASE("admin: a registry's workers are listed") {
   }));
 }
 
+TEST_CASE("admin: only what is no worker is called that; other errors are told as they are") {
+  const auto answer = [](const std::string& code) {
+    FakeWorker decode("decode", echo);
+    decode.refuse_all(code);
+    AdminOptions options;
+    options.timeout = Duration(5'000'000'000);
+    return list_leases(decode.address(), options).status();
+  };
+  const Status other = answer("unexpected");
+  CHECK(other.code() == StatusCode::kIncompatible);
+  CHECK(other.message().find("is no prefill or decode worker: because") != std::string::npos);
+  CHECK(answer("unauthorized").code() == StatusCode::kNoProvider);
+  const Status broken = answer("malformed");
+  CHECK(broken.code() == StatusCode::kFailed);
+  CHECK(broken.message().find("answered with an error: because") != std::string::npos);
+}
+
 TEST_CASE("admin: drain asks the worker and waits until it is idle") {
   FakeWorker decode("decode", echo);
   AdminOptions options;

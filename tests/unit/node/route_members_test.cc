@@ -49,40 +49,64 @@ struct Table {
 TEST_CASE("breaker: opens after failures in a row, then lets one probe through at a time") {
   TimePoint now{1};
   Breaker breaker;
-  for (std::uint32_t i = 1; i < Breaker::kThreshold; ++i) breaker.failure(now);
+  for (std::uint32_t i = 1; i < Breaker::kThreshold; ++i) breaker.failure(0, now);
   CHECK(breaker.allows(now));
-  breaker.success();
+  breaker.success(0);
   for (std::uint32_t i = 0; i < Breaker::kThreshold; ++i) {
     CHECK(breaker.allows(now));
-    breaker.failure(now);
+    breaker.failure(breaker.take(), now);
   }
   CHECK_FALSE(breaker.allows(now));
   now = now + Breaker::kFirstWait;
   REQUIRE(breaker.allows(now));
-  breaker.take();
+  Breaker::Probe probe = breaker.take();
   CHECK(std::string(breaker.state()) == "half-open");
   CHECK_FALSE(breaker.allows(now));
-  breaker.failure(now);
+  breaker.failure(probe, now);
   CHECK_FALSE(breaker.allows(now + Breaker::kFirstWait));
   now = now + Breaker::kFirstWait * 2;
   REQUIRE(breaker.allows(now));
-  breaker.take();
-  breaker.neutral();
+  breaker.neutral(breaker.take());
   CHECK(breaker.allows(now));
-  breaker.take();
-  breaker.success();
+  probe = breaker.take();
+  breaker.success(probe);
   CHECK(std::string(breaker.state()) == "closed");
+}
+
+TEST_CASE("breaker: requests from before it opened neither end the probe nor double it") {
+  TimePoint now{1};
+  Breaker breaker;
+  std::vector<Breaker::Probe> before;
+  for (std::uint32_t i = 0; i < 3 + Breaker::kThreshold; ++i) before.push_back(breaker.take());
+  for (std::uint32_t i = 3; i < before.size(); ++i) breaker.failure(before[i], now);
+  now = now + Breaker::kFirstWait;
+  REQUIRE(breaker.allows(now));
+  const Breaker::Probe probe = breaker.take();
+  breaker.neutral(before[0]);
+  CHECK_FALSE(breaker.allows(now + Breaker::kLongestWait));
+  breaker.failure(before[1], now);
+  CHECK_FALSE(breaker.allows(now + Breaker::kLongestWait));
+  breaker.success(before[2]);
+  CHECK(std::string(breaker.state()) == "half-open");
+  // A probe of the worker's run before.
+  breaker.reset();
+  for (std::uint32_t i = 0; i < Breaker::kThreshold; ++i) breaker.failure(breaker.take(), now);
+  now = now + Breaker::kFirstWait;
+  const Breaker::Probe next = breaker.take();
+  breaker.neutral(probe);
+  CHECK_FALSE(breaker.allows(now));
+  breaker.success(next);
+  CHECK(breaker.allows(now));
 }
 
 TEST_CASE("breaker: the wait between probes is bounded") {
   TimePoint now{1};
   Breaker breaker;
-  for (std::uint32_t i = 0; i < Breaker::kThreshold; ++i) breaker.failure(now);
+  for (std::uint32_t i = 0; i < Breaker::kThreshold; ++i) breaker.failure(0, now);
   for (int i = 0; i < 40; ++i) {
     now = now + Breaker::kLongestWait;
     REQUIRE(breaker.allows(now));
-    breaker.take();
-    breaker.failure(now);
+    breaker.failure(breaker.take(), now);
   }
 }
 
