@@ -9,7 +9,10 @@ import subprocess
 import sys
 import tempfile
 
-from kvdtest import BIN, check, model_path
+from kvdtest import BIN, ROOT, check, model_path
+
+sys.path.insert(0, str(ROOT / "tests" / "json"))
+from validate import check as check_schema  # noqa: E402  pylint: disable=wrong-import-position
 
 SMALL = ("--prompts", "32", "--batches", "2", "--contexts", "32", "--chunk", "32", "--samples", "1")
 
@@ -41,6 +44,7 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         before = os.path.join(folder, "before.json")
         done = bench("--model", model, "--threads", 1, "--pin", 0, *SMALL, "--json")
+        check_schema("bench_engine", json.loads(done.stdout))
         check_document(json.loads(done.stdout))
         check(done.stderr == "", "something on stderr: " + done.stderr)
         with open(before, "w", encoding="utf-8") as f:
@@ -49,6 +53,8 @@ def main():
         done = bench("--model", model, "--threads", 1, "--phase", "decode", *SMALL, "--compare", before, "--ndjson")
         events = [json.loads(line) for line in done.stdout.splitlines()]
         check([e["event"] for e in events] == ["start", "result", "end"], str(events))
+        for event in events:
+            check_schema("bench_engine_event", event)
         check(events[1]["figure"]["ratio"] > 0 and events[2]["prefill"] == [], str(events))
 
         # The time is over before the first figure: what there is, and status 7.

@@ -50,6 +50,8 @@ def check_results():
     r = result("--provider", "tcp", "--page-bytes", "4KiB", "--pages", "64", "--fragmentation", "1")
     check(r["pieces"] == 4 and r["write_bytes"] == 16384, "small pages go several to a write")
     r = result("--provider", "tcp", "--groups", "--pages", "4", "--tp", "3")
+    for stage in ("control", "post", "wire", "commit", "digest", "visible"):
+        check(r[stage + "_ns"]["p50"] >= 0, "%s of groups: %s" % (stage, r[stage + "_ns"]))
     check(r["layers"] == 30 and r["page_bytes"] == 245760 and r["writes"] > 4, "groups of one of three ranks")
 
 

@@ -2,9 +2,11 @@
 """What the programs print as JSON is what tests/json/schema.json and kvd-json(5) say."""
 import copy
 import json
+import pathlib
 import re
 import subprocess
 import sys
+import tempfile
 
 from kvdtest import BIN, ROOT, WORKER, check, cluster, complete
 
@@ -88,6 +90,25 @@ def check_probe():
     seen["doctor"] = [json.loads(out.stdout)]
 
 
+def check_bench():
+    """kvd-bench engine is checked where there is a model: test_bench_engine.py."""
+    quick = ("--provider", "tcp", "--kv-memory", "64MiB", "--pairs", "1", "--most-pairs", "1", "--max-time", "1s",
+             "--pages", "4")
+    with tempfile.TemporaryDirectory() as folder:
+        result, page = pathlib.Path(folder, "result.json"), pathlib.Path(folder, "page.html")
+        result.write_text(json.dumps(document("bench_pages", 0, "kvd-bench", "pages", *quick, "--json")))
+        document("bench_pages", 0, "kvd-bench", "pages", *quick, "--rate", "50", "--groups", "--json")
+        kinds = set()
+        for line in output(0, "kvd-bench", "pages", *quick, "--ndjson").splitlines():
+            check_document("bench_pages_event", json.loads(line))
+            kinds.add(json.loads(line)["event"])
+        check(kinds == {"start", "interval", "end"}, "events: %s" % kinds)
+        document("bench_compare", 0, "kvd-bench", "compare", result, result, "--threshold", "copies==0", "--json")
+        document("bench_compare", 1, "kvd-bench", "compare", result, "--threshold", "copies==1", "--json")
+        document("bench_report", 0, "kvd-bench", "report", result, "--output", page, "--json")
+        document("error", 2, "kvd-bench", "compare", result, "--json")
+
+
 def check_schema_refuses():
     """Without it, a schema that allows everything would pass."""
     for name, documents in seen.items():
@@ -126,6 +147,7 @@ def main():
     check_page()
     check_everywhere()
     check_probe()
+    check_bench()
     with cluster() as start:
         prefill = start("kvd-prefill", *MOCK)
         decode = start("kvd-decode", *MOCK, "--prefill", prefill.control)

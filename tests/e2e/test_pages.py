@@ -30,7 +30,7 @@ SILENT = (">", "uniq -c")
 ENVIRONMENT = {"KVD_LOG_LEVEL": "warn"}
 WORKER = {"KVD_KV_MEMORY": "128MiB"}
 BENCH = {"KVD_MAX_TIME": "60s", "KVD_SAMPLES": "1", "KVD_PROMPTS": "16", "KVD_BATCHES": "1", "KVD_CONTEXTS": "0",
-         "KVD_PAIRS": "6", "KVD_MOST_PAIRS": "6", "KVD_CONCURRENCY": "1", "KVD_PROVIDER": "tcp"}
+         "KVD_PAIRS": "6", "KVD_MOST_PAIRS": "6", "KVD_CONCURRENCY": "1"}
 
 
 def blocks(page):

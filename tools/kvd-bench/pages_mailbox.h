@@ -11,6 +11,7 @@
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "device/host_buffer.h"
 #include "fabric/fabric.h"
 
 namespace kvd::tools {
@@ -40,7 +41,7 @@ enum class Order : std::uint32_t { kNone, kPlain, kVerifyOn, kVerifyOff, kSync, 
 struct Mailbox {
   // Set-up, written once by each side before it says so with a byte on the socket.
   std::array<char, kMaxText> control{};  // the sender's control address
-  bool sender_huge_pages = false;
+  device::HugePages sender_huge_pages = device::HugePages::kNone;
   std::array<char, kMaxText> failure{};         // why the sender ended; empty: it did not
   std::array<char, kMaxText> target_address{};  // of plain writes, bytes
   std::uint32_t target_address_bytes = 0;

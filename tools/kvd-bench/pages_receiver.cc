@@ -444,9 +444,8 @@ const fabric::Capabilities& PagesPair::capabilities() const {
   return impl_->domain->capabilities();
 }
 const ColdTimes& PagesPair::cold() const { return impl_->cold; }
-bool PagesPair::huge_pages() const {
-  return impl_->buffer.huge_pages() != device::HugePages::kNone &&
-         impl_->mailbox.box().sender_huge_pages;
+HugePages PagesPair::huge_pages() const {
+  return {impl_->mailbox.box().sender_huge_pages, impl_->buffer.huge_pages()};
 }
 
 Result<KvRound> PagesPair::kv_round(std::uint32_t count, std::uint32_t concurrency, bool verify,

@@ -57,6 +57,14 @@ struct ColdTimes {
   double first_request_ns = 0;
 };
 
+// Of the two pools.
+struct HugePages {
+  device::HugePages sender = device::HugePages::kNone, receiver = device::HugePages::kNone;
+  bool both() const {
+    return sender != device::HugePages::kNone && receiver != device::HugePages::kNone;
+  }
+};
+
 // One pair of processes, from start to end. One thread; the process must have no other thread when
 // start() is called, for it forks.
 class PagesPair {
@@ -68,7 +76,7 @@ class PagesPair {
 
   const fabric::Capabilities& capabilities() const;
   const ColdTimes& cold() const;
-  bool huge_pages() const;
+  HugePages huge_pages() const;
 
   // `count` requests. `verify`: not to be timed. `rate` 0: closed loop of `concurrency`.
   Result<KvRound> kv_round(std::uint32_t count, std::uint32_t concurrency, bool verify,

@@ -179,7 +179,9 @@ void write_result(cli::JsonWriter* json, const PagesResult& result,
   write_cold(json, result);
   json->field("verified", result.verified)
       .field("copies", result.copies)
-      .field("huge_pages", result.huge_pages)
+      .field("huge_pages", result.huge_pages.both())
+      .field("sender_huge_pages", device::to_string(result.huge_pages.sender))
+      .field("receiver_huge_pages", device::to_string(result.huge_pages.receiver))
       .field("partial", result.partial);
   json->key("environment");
   write_environment(
@@ -197,6 +199,19 @@ std::string number(const char* format, double value) {
   char text[48];
   std::snprintf(text, sizeof text, format, value);
   return text;
+}
+
+// On `local` the sender's pool is a memfd, which may cost it what other memory has.
+std::string no_huge_pages(const PagesResult& result) {
+  using device::HugePages;
+  const bool sender = result.huge_pages.sender == HugePages::kNone;
+  const bool both = sender && result.huge_pages.receiver == HugePages::kNone;
+  std::string out = "no huge pages for the ";
+  out += both ? "pools" : sender ? "sender's pool" : "receiver's pool";
+  out += ": copies are slower";
+  const std::string hint =
+      sender && result.provider == "local" ? device::shared_huge_pages_hint() : "";
+  return hint.empty() ? out : out + "; it is shared memory: " + hint;
 }
 
 std::string micros(double ns) { return number("%.1f", ns / 1e3); }
@@ -308,7 +323,7 @@ std::string pages_text(const PagesResult& result, const Environment& environment
   std::sort(isolated.begin(), isolated.end());
   add("commit alone", isolated);
   out += table.render();
-  if (!result.huge_pages) out += "\nno huge pages for the pools: copies are slower\n";
+  if (!result.huge_pages.both()) out += "\n" + no_huge_pages(result) + "\n";
   return out;
 }
 

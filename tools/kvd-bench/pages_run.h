@@ -23,7 +23,7 @@ struct RoundPair {
 struct PagesResult {
   PagesPlan plan;
   std::string provider, libfabric_name;
-  bool huge_pages = false;   // of both pools
+  HugePages huge_pages;
   std::uint32_t copies = 0;  // of each byte, by the program itself
   ColdTimes cold;
 
