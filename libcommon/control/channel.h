@@ -34,6 +34,9 @@ class Channel {
   // kUnavailable: not connected (now); kResourceExhausted: the peer does not read and its queue is
   // full. In both cases the message is dropped.
   virtual Status send(PeerRef peer, std::string bytes) = 0;
+  // Whether a peer that was dialled is there, as far as receive() and send() have seen; wait_fd()
+  // becomes readable when that changes.
+  virtual bool connected(PeerRef peer) const = 0;
   virtual std::optional<Incoming> receive() = 0;
   // Closes a dialled connection and drops what is queued for it.
   virtual void forget(PeerRef peer) = 0;

@@ -23,8 +23,8 @@ struct Received {
   PeerRef from = 0;
   std::string identity;  // as Incoming::identity
   proto::Envelope envelope;
-  // Of a type that nobody here knows: answered with Error already. Only its place in the link counts
-  // (a refused message still counts as received); type and body mean nothing.
+  // Of a type that nobody here knows: answered with Error already. Only its place in the link
+  // counts (a refused message still counts as received); type and body mean nothing.
   bool refused = false;
 };
 

@@ -185,6 +185,11 @@ class SimChannel final : public Channel {
     return network_->send(id_, it->second.dialler, it->second, std::move(bytes));
   }
 
+  bool connected(PeerRef peer) const override {
+    const auto it = node().addresses.find(peer);
+    return it != node().addresses.end() && network_->bound.contains(it->second);
+  }
+
   std::optional<Incoming> receive() override {
     std::deque<Incoming>& inbox = node().inbox;
     if (inbox.empty()) return std::nullopt;

@@ -132,6 +132,10 @@ class ZmqChannel final : public Channel {
   std::string address() const override { return address_; }
   Result<PeerRef> dial(const std::string& address) override;
   Status send(PeerRef peer, std::string bytes) override;
+  bool connected(PeerRef peer) const override {
+    const auto it = dialled_.find(peer);
+    return it != dialled_.end() && it->second.connected;
+  }
   std::optional<Incoming> receive() override;
   void forget(PeerRef peer) override;
   int wait_fd() const override { return epoll_fd_; }

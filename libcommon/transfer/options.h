@@ -12,11 +12,11 @@ namespace kvd::transfer {
 enum class Digest { kSample, kFull, kOff };
 
 struct TransferOptions {
-  std::string model;        // served name, for messages
-  std::string fingerprint;  // what makes KV interchangeable: model file digest
+  std::string model;                   // served name, for messages
+  std::string fingerprint;             // what makes KV interchangeable: model file digest
   std::vector<std::string> providers;  // transport names this worker may use, best first
   bool require_rdma = false;
-  bool stream = true;       // false: --no-stream, whole pages after compute
+  bool stream = true;  // false: --no-stream, whole pages after compute
   Digest digest = Digest::kSample;
   Duration heartbeat{500'000'000};
   Duration dead_after{2'000'000'000};

@@ -49,6 +49,7 @@ struct ReceiverLink {
   proto::Load load;
   std::uint32_t context = 0;
   bool asked = false;     // a Describe is on its way
+  bool unasked = false;   // nobody was there to be sent one
   TimePoint next_ask{0};  // Describe or Register is (re)sent
   TimePoint asked_at{0}, step_deadline = kNever, last_heard{0}, next_heartbeat = kNever;
   Duration backoff{0};
@@ -103,6 +104,7 @@ struct KvReceiver::Impl {
   fabric::Domain* domain_of(const std::string& provider) const;
   bool asking(const ReceiverLink& link) const;
   void set_state(ReceiverLink* link, LinkState state, Status why);
+  bool may_ask(const ReceiverLink& link) const;
   void ask(ReceiverLink* link, TimePoint now);
   bool on_described(ReceiverLink* link, const control::Received& received);
   Status check_described(ReceiverLink* link, const proto::Described& described);

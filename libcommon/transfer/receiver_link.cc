@@ -67,6 +67,11 @@ void KvReceiver::Impl::set_state(ReceiverLink* link, LinkState state, Status why
   metrics_.link_state(link->address, gauge_of(state));
 }
 
+// Dialling takes a moment, or the prefill was not there: it is asked as soon as it is.
+bool KvReceiver::Impl::may_ask(const ReceiverLink& link) const {
+  return link.unasked && messenger_->channel().connected(link.ref);
+}
+
 void KvReceiver::Impl::ask(ReceiverLink* link, TimePoint now) {
   // Until somebody is there to be asked, looking costs nothing: no backoff.
   link->next_ask = now + options_.reconnect;
@@ -78,7 +83,9 @@ void KvReceiver::Impl::ask(ReceiverLink* link, TimePoint now) {
     }
     link->ref = *ref;
   }
-  if (messenger_->send(link->ref, Incarnation{}, proto::Describe{}).ok()) {
+  const Status sent = messenger_->send(link->ref, Incarnation{}, proto::Describe{});
+  link->unasked = sent.code() == StatusCode::kUnavailable;
+  if (sent.ok()) {
     link->asked = true;
     link->asked_at = now;
     if (link->state != LinkState::kConnecting) link->next_ask = now + link->backoff;
@@ -432,7 +439,7 @@ void KvReceiver::Impl::tend_link(ReceiverLink* link, TimePoint now) {
     case LinkState::kConnecting:
     case LinkState::kDown:
     case LinkState::kRefused:
-      if (!link->removing && now >= link->next_ask) ask(link, now);
+      if (!link->removing && (now >= link->next_ask || may_ask(*link))) ask(link, now);
       return;
     case LinkState::kRegistering:
       if (now >= link->step_deadline) {

@@ -58,7 +58,9 @@ TEST_CASE("sim channel: nobody there, then somebody, then another one at the sam
   auto b = net.network.open("h2", "b:1");
   const PeerRef to_a = *b->dial("a:1");
   CHECK(b->send(to_a, "lost").code() == StatusCode::kUnavailable);
+  CHECK_FALSE(b->connected(to_a));
   auto a = net.network.open("h1", "a:1");
+  CHECK(b->connected(to_a));
   REQUIRE(b->send(to_a, "one").ok());
   net.settle();
   const auto one = a->receive();

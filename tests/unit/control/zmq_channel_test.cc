@@ -264,6 +264,26 @@ TEST_CASE("zmq channel: wait_fd is readable when there is something, and only th
   CHECK_FALSE(readable(*server, 50));
 }
 
+TEST_CASE("zmq channel: that a dialled peer is there, and that it is gone, wakes and is seen") {
+  auto server = open("127.0.0.1:0");
+  auto client = open("");
+  const PeerRef ref = dialled(*client, server->address());
+  CHECK_FALSE(client->connected(ref));
+  CHECK_FALSE(client->connected(ref + 1));
+  // Nothing is sent: only the descriptor tells.
+  const auto wait = [&](bool wanted) {
+    for (int wakes = 0; wakes < 100 && client->connected(ref) != wanted; ++wakes) {
+      REQUIRE(readable(*client, 5000));
+      (void)client->receive();
+    }
+    return client->connected(ref) == wanted;
+  };
+  REQUIRE(wait(true));
+  CHECK(client->send(ref, "at once").ok());
+  server.reset();
+  REQUIRE(wait(false));
+}
+
 TEST_CASE("zmq channel: sending does not swallow the wake-up of a message that came in") {
   auto server = open("127.0.0.1:0");
   auto client = open("");

@@ -133,6 +133,20 @@ TEST_CASE("rooms: a link that local cannot carry goes over the next provider, at
   settle(&world);
 }
 
+TEST_CASE("links: a prefill that was not there is asked as soon as it is") {
+  World world(1, {});
+  Prefill& prefill = world.add_prefill();
+  prefill.kill();
+  Decode& decode = world.add_decode();
+  world.run(Duration(1'050'000'000));
+  prefill.start();
+  decode.tick();  // the channel's descriptor wakes it
+  const TimePoint there = world.clock.now();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  CHECK(world.clock.now() - there < transfer::TransferOptions{}.reconnect / 4);
+  settle(&world);
+}
+
 TEST_CASE("links: local is tried again when a minute has passed, and not before") {
   if (!has_local()) return;
   LocalRefused pair;
