@@ -15,7 +15,7 @@ TEST_CASE("json value: a tree keeps the order, and the last of two equal names c
   REQUIRE(documents->size() == 1);
   const JsonValue& root = documents->front();
   REQUIRE(root.members.size() == 4);
-  CHECK(root.members[0].first == "b");
+  CHECK(root.members[0].name == "b");
   const auto& elements = root.find("b")->elements;
   REQUIRE(elements.size() == 5);
   CHECK(elements[1].number == -2.5);
