@@ -206,7 +206,8 @@ Result<Parts> load_cpu(const EngineOptions& options) {
   if (!chat.ok()) return chat.status();
   parts.chat_template = std::move(*chat);
   Result<std::unique_ptr<cpu::CpuModel>> loaded = cpu::make_llama_model(
-      *file, {options.page_size, options.threads, options.pin_cpus, options.cpu});
+      *file,
+      {options.page_size, options.threads, options.pin_cpus, options.cpu, options.deterministic});
   if (!loaded.ok()) return loaded.status();
   cpu::CpuModel* model = loaded->get();
   Result<std::uint32_t> context = choose_context(options.context, model->context());

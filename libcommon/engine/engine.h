@@ -39,8 +39,8 @@ struct EngineOptions {
   std::uint32_t chunk = 512;  // prefill tokens a step at most
   std::uint32_t threads = 0;  // 0: all cores of the process's affinity
   std::vector<int> pin_cpus;  // empty: no pinning
-  // One kernel whatever the batch and the thread count. Today's kernels are always so: a row's bits
-  // never depend on either (cpu/kernels.h), and this changes nothing.
+  // One kernel whatever the batch and the thread count. All but AMX are always so: a row's bits
+  // never depend on either (cpu/kernels.h). With AMX this uses the kernels of "avx512".
   bool deterministic = false;
   std::string cpu;  // "", "scalar", "avx2", "avx512", "amx"
   // File that gets one line a decode step and sequence; empty: none. A line is
@@ -114,7 +114,7 @@ struct ModelInfo {
   std::uint32_t vocab = 0;
   std::uint32_t context = 0;  // longest prompt + output
   std::uint64_t weight_bytes = 0;
-  std::string kernels;  // "scalar", "avx2", "avx512", "mock"
+  std::string kernels;  // "scalar", "avx2", "avx512", "amx", "mock"
   TokenId eos = -1, bos = -1;
 };
 

@@ -79,7 +79,7 @@ Result<std::unique_ptr<EngineRuns>> EngineRuns::open(const EngineBenchOptions& o
   Result<engine::Gguf> file = engine::Gguf::open(options.model);
   if (!file.ok()) return file.status();
   auto model = engine::cpu::make_llama_model(
-      *file, {options.page_size, options.threads, options.pin, options.cpu});
+      *file, {options.page_size, options.threads, options.pin, options.cpu, false});
   if (!model.ok()) return model.status();
   std::unique_ptr<EngineRuns> runs(new EngineRuns);
   runs->model_ = std::move(*model);

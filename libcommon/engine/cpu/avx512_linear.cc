@@ -19,7 +19,8 @@ constexpr std::uint32_t kTile = 16;            // tokens at once
 constexpr std::uint32_t kFloatTile = 8;        // the same for float panels
 constexpr std::size_t kNearBytes = 384 << 10;  // of activations: stay in L2 while panels pass by
 
-KVD_INLINE __m512i load(const std::uint8_t* at) { return _mm512_load_si512(at); }
+// Every other block of kQ8 begins in the middle of a line.
+KVD_INLINE __m512i load(const std::uint8_t* at) { return _mm512_loadu_si512(at); }
 // acc += w * the four activations at `x`, for each row. As assembly for its broadcasting operand,
 // which GCC 12 does not find.
 KVD_INLINE void multiply_add(__m512i& acc, __m512i w, const std::uint8_t* x) {

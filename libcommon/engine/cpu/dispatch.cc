@@ -2,6 +2,8 @@
 
 #if defined(KVD_ENGINE_X86)
 #include <cpuid.h>
+
+#include "engine/cpu/amx.h"
 #endif
 
 namespace kvd::engine::cpu {
@@ -28,6 +30,7 @@ std::vector<const Kernels*> usable() {
     if (has_avx512()) {
       const bool bf16 = __builtin_cpu_supports("avx512bf16");
       kernels.push_back(bf16 ? &kAvx512Kernels : &kAvx512FloatKernels);
+      if (bf16 && amx::available()) kernels.push_back(&kAmxKernels);
     }
   }
 #endif

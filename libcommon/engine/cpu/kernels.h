@@ -3,8 +3,9 @@
 //
 // Invariant of every implementation: what comes out for one row (one token; one query head) depends
 // on that row's inputs alone, never on how many rows are computed together, in which chunk, or on
-// which thread. So batched and alone, chunked and whole, one thread and many give the same bits,
-// and `deterministic` needs nothing more.
+// which thread. So batched and alone, chunked and whole, one thread and many give the same bits.
+// Only where steps of few rows and of many have implementations of their own (few_rows below) does
+// it matter how many there are; `deterministic` uses one of them for all.
 //
 // Attention works on blocks of 64 tokens at absolute positions: a block gives a partial result
 // (maximum, sum, weighted values), and partials are merged in order of position, in prefill as in
@@ -29,11 +30,11 @@ struct Activations {
   std::size_t quantized_stride = 0;  // bytes
 };
 
-// A row of quantized activations: columns int8 values, then for each block of 32 its scale, then
+// A row of int8 activations: columns int8 values, then for each block of 32 its scale, then
 // for each block scale * sum of values (both f32); then, only for AVX-512, for each block -128 *
 // sum of values, then for each block the same of its first 16 (both i32).
-static inline std::size_t quantized_row_bytes(std::size_t columns) {
-  return (columns + columns / kBlock * 16 + 63) / 64 * 64;
+static inline std::size_t int8_row_bytes(std::uint32_t columns) {
+  return (columns + columns / kBlock * std::size_t{16} + 63) / 64 * 64;
 }
 
 // K and V of one layer and KV head of one sequence, where they lie in its pages.
@@ -84,8 +85,9 @@ struct Attention {
 
 struct Kernels {
   const char* name;
-  // True when linear() reads Activations::quantized for block-quantized matrices.
-  bool quantized_activations;
+  // Bytes of a row of Activations::quantized, which linear() reads for block-quantized matrices
+  // (AMX for all). Null: it reads floats alone.
+  std::size_t (*quantized_row_bytes)(std::uint32_t columns);
 
   // Blocks [begin, end) of one row.
   void (*quantize)(const float* row, std::uint32_t columns, std::uint32_t begin, std::uint32_t end,
@@ -103,10 +105,16 @@ struct Kernels {
   Attention attention;
   // For models whose weights are plain floats, so that nothing in them is coarser than these.
   Attention exact_attention;
+
+  // What steps of up to kFewRows rows use instead; null: these. Attention is the same.
+  const Kernels* few_rows = nullptr;
 };
 
+constexpr std::uint32_t kFewRows = 8;
+
+// Two panels as floats.
 static inline std::size_t linear_scratch_bytes(std::size_t columns) {
-  return columns * kPanelRows * sizeof(float);
+  return 2 * columns * kPanelRows * sizeof(float);
 }
 static inline std::size_t attend_scratch_bytes(std::size_t head_dim) {
   return 2 * kKvBlock * head_dim * sizeof(float);
@@ -121,6 +129,8 @@ extern const Kernels kAvx2Kernels;
 // it also has BF16.
 extern const Kernels kAvx512Kernels;
 extern const Kernels kAvx512FloatKernels;
+// Where it has AMX as well (amx.h).
+extern const Kernels kAmxKernels;
 #endif
 
 }  // namespace kvd::engine::cpu

@@ -73,7 +73,7 @@ void swiglu(float* gate, const float* up, std::uint32_t count) {
 
 }  // namespace
 
-const Kernels kAvx2Kernels = {"avx2",   true,   quantize,         avx2::linear,
-                              rms_norm, swiglu, avx2::kAttention, avx2::kAttention};
+const Kernels kAvx2Kernels = {"avx2",   int8_row_bytes, quantize,         avx2::linear,
+                              rms_norm, swiglu,         avx2::kAttention, avx2::kAttention};
 
 }  // namespace kvd::engine::cpu

@@ -1,6 +1,7 @@
 // AVX-512 (F, BW, DQ, VL, VNNI): row-wise functions and the tables. Products are in
-// avx512_linear.cc, attention in avx512_attention.cc where the processor has bf16 dot products too,
-// else in avx2_attention.cc.
+// avx512_linear.cc and amx_linear.h, attention in avx512_attention.cc where the processor has bf16
+// dot products too, else in avx2_attention.cc.
+#include "engine/cpu/amx.h"
 #include "engine/cpu/avx2.h"
 #include "engine/cpu/avx512.h"
 
@@ -74,11 +75,15 @@ constexpr Attention kBf16Attention = {avx2::rotate,         avx2::to_bf16, avx51
 
 }  // namespace
 
-const Kernels kAvx512Kernels = {"avx512", true,   quantize,       avx512::linear,
-                                rms_norm, swiglu, kBf16Attention, avx2::kAttention};
+const Kernels kAvx512Kernels = {"avx512", int8_row_bytes, quantize,       avx512::linear,
+                                rms_norm, swiglu,         kBf16Attention, avx2::kAttention};
 
 // Processors before bf16 dot products (Cascade Lake, Ice Lake).
-const Kernels kAvx512FloatKernels = {"avx512", true,   quantize,         avx512::linear,
-                                     rms_norm, swiglu, avx2::kAttention, avx2::kAttention};
+const Kernels kAvx512FloatKernels = {"avx512", int8_row_bytes, quantize,         avx512::linear,
+                                     rms_norm, swiglu,         avx2::kAttention, avx2::kAttention};
+
+// Unpacking to bf16 pays off from some rows on; up to those int8 products are faster.
+const Kernels kAmxKernels = {"amx",  amx::row_bytes, amx::to_parts,    amx::linear,    rms_norm,
+                             swiglu, kBf16Attention, avx2::kAttention, &kAvx512Kernels};
 
 }  // namespace kvd::engine::cpu

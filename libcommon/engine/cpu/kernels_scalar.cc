@@ -141,7 +141,7 @@ constexpr Attention kAttention = {rotate, to_bf16, prepare_query, attend_block, 
 
 }  // namespace
 
-const Kernels kScalarKernels = {"scalar", false,  quantize,   linear,
-                                rms_norm, swiglu, kAttention, kAttention};
+const Kernels kScalarKernels = {"scalar", nullptr, quantize,   linear,
+                                rms_norm, swiglu,  kAttention, kAttention};
 
 }  // namespace kvd::engine::cpu

@@ -43,23 +43,21 @@ struct Rows {
   Buffer<float> floats;
   Buffer<std::byte> quantized;
   std::uint32_t columns = 0;
+  std::size_t quantized_stride = 0;
 
-  void reserve(std::uint32_t width, std::size_t rows, bool quantize) {
+  void reserve(std::uint32_t width, std::size_t rows, const Kernels& kernels) {
     columns = width;
     floats.reserve(rows * width);
-    if (quantize) quantized.reserve(rows * quantized_row_bytes(width));
+    if (kernels.quantized_row_bytes == nullptr) return;
+    quantized_stride = kernels.quantized_row_bytes(width);
+    quantized.reserve(rows * quantized_stride);
   }
   float* row(std::size_t i) const { return floats.get() + i * columns; }
-  std::byte* quantized_row(std::size_t i) const {
-    return quantized.get() + i * quantized_row_bytes(columns);
-  }
+  std::byte* quantized_row(std::size_t i) const { return quantized.get() + i * quantized_stride; }
   Activations activations() const {
-    return {floats.get(), columns, quantized.get(), quantized_row_bytes(columns)};
+    return {floats.get(), columns, quantized.get(), quantized_stride};
   }
 };
-
-// Up to so many rows, what is cheap beside a barrier is done by every thread for itself.
-constexpr std::size_t kFewRows = 8;
 
 // One matrix product of a phase.
 struct Product {
@@ -73,6 +71,12 @@ const Attention& attention_for(const Kernels& kernels, const LlamaConfig& config
   if (config.head_dim % 16 != 0) return kScalarKernels.attention;
   const bool quantized = !weights.layers.empty() && is_quantized(weights.layers[0].q.type);
   return quantized ? kernels.attention : kernels.exact_attention;
+}
+
+// Makes the quantized form of a row.
+void quantize(const Kernels& kernels, const Rows& rows, std::size_t row) {
+  if (kernels.quantized_row_bytes == nullptr) return;
+  kernels.quantize(rows.row(row), rows.columns, 0, rows.columns / kBlock, rows.quantized_row(row));
 }
 
 class LlamaModel final : public CpuModel {
@@ -113,8 +117,12 @@ class LlamaModel final : public CpuModel {
   void merge_row(const MergeTask& task);
   const Rows& quantize_attended(Worker& worker);
   void multiply_gated(Worker& worker, const Rows& in, const LlamaLayer& layer);
-  void quantize(const Rows& from, std::size_t row, const Rows& to) const;
+  // What is cheap beside a barrier is done by every thread for itself when there are few rows.
   bool few() const { return plan_.rows() <= kFewRows; }
+  const Kernels& kernels_for(std::size_t rows) const {
+    const bool own = rows <= kFewRows && kernels_.few_rows != nullptr;
+    return own ? *kernels_.few_rows : kernels_;
+  }
   void project_head(Worker& worker);
 
   LlamaConfig config_;
@@ -172,8 +180,8 @@ std::vector<Model::StepError> LlamaModel::forward(
 }
 
 void LlamaModel::reserve() {
-  const std::size_t rows = plan_.rows();
-  const bool quantize = kernels_.quantized_activations;
+  const std::size_t rows = plan_.rows(), wanted = plan_.wanted().size();
+  const Kernels& kernels = kernels_for(rows);
   const std::size_t kv_width = std::size_t{config_.kv_heads} * config_.head_dim;
   const std::uint32_t q_width = config_.heads * config_.head_dim;
   residual_.reserve(rows * config_.hidden);
@@ -183,11 +191,11 @@ void LlamaModel::reserve() {
   value_.reserve(rows * kv_width);
   partials_.reserve(plan_.partial_rows() * partial_stride(config_.head_dim));
   up_.reserve(rows * config_.ffn);
-  normed_.reserve(config_.hidden, rows, quantize);
-  attended_.reserve(q_width, rows, quantize);
-  gate_.reserve(config_.ffn, rows, quantize);
-  last_.reserve(config_.hidden, plan_.wanted().size(), quantize);
-  logits_.reserve(plan_.wanted().size() * config_.vocab);
+  normed_.reserve(config_.hidden, rows, kernels);
+  attended_.reserve(q_width, rows, kernels);
+  gate_.reserve(config_.ffn, rows, kernels);
+  last_.reserve(config_.hidden, wanted, kernels_for(wanted));
+  logits_.reserve(wanted * config_.vocab);
 }
 
 // The whole pass, as every thread runs it.
@@ -239,21 +247,17 @@ void LlamaModel::embed(Worker& worker) {
   });
 }
 
-void LlamaModel::quantize(const Rows& from, std::size_t row, const Rows& to) const {
-  if (!kernels_.quantized_activations) return;
-  kernels_.quantize(from.row(row), from.columns, 0, from.columns / kBlock, to.quantized_row(row));
-}
-
 // A few rows are normalized by every thread for itself: that takes less time than to wait for
 // another.
 const Rows& LlamaModel::normalize(Worker& worker, const std::vector<float>& weight) {
+  const Kernels& kernels = kernels_for(plan_.rows());
   const auto normalize_row = [&](std::size_t row, const Rows& to) {
-    kernels_.rms_norm(residual_.get() + row * config_.hidden, weight.data(), config_.norm_epsilon,
-                      config_.hidden, to.row(row));
-    quantize(to, row, to);
+    kernels.rms_norm(residual_.get() + row * config_.hidden, weight.data(), config_.norm_epsilon,
+                     config_.hidden, to.row(row));
+    quantize(kernels, to, row);
   };
   if (few()) {
-    worker.own->reserve(config_.hidden, plan_.rows(), kernels_.quantized_activations);
+    worker.own->reserve(config_.hidden, plan_.rows(), kernels);
     for (std::size_t row = 0; row < plan_.rows(); ++row) normalize_row(row, *worker.own);
     return *worker.own;
   }
@@ -264,19 +268,21 @@ const Rows& LlamaModel::normalize(Worker& worker, const std::vector<float>& weig
 
 void LlamaModel::multiply(Worker& worker, const Rows& in, std::span<const Product> products,
                           std::size_t rows, bool add) {
+  const Kernels& kernels = kernels_for(rows);
   std::size_t panels = 0;
   for (const Product& product : products) panels += product.matrix->panels;
-  const std::size_t grain = std::max<std::size_t>(1, panels / (std::size_t{pool_->size()} * 6));
+  std::size_t grain = std::max<std::size_t>(1, panels / (std::size_t{pool_->size()} * 6));
+  if (rows > kFewRows && grain > 1) grain -= grain % 2;  // AMX takes panels in pairs
   share(worker, panels, grain, [&](std::size_t begin, std::size_t end) {
     std::size_t base = 0;
     for (const Product& product : products) {
       const Matrix& matrix = *product.matrix;
       const std::size_t from = std::max(begin, base), to = std::min(end, base + matrix.panels);
       if (from < to) {
-        kernels_.linear(matrix, static_cast<std::uint32_t>(from - base),
-                        static_cast<std::uint32_t>(to - base), in.activations(),
-                        static_cast<std::uint32_t>(rows), product.out, matrix.rows, add,
-                        worker.scratch);
+        kernels.linear(matrix, static_cast<std::uint32_t>(from - base),
+                       static_cast<std::uint32_t>(to - base), in.activations(),
+                       static_cast<std::uint32_t>(rows), product.out, matrix.rows, add,
+                       worker.scratch);
       }
       base += matrix.panels;
     }
@@ -369,18 +375,19 @@ void LlamaModel::merge_row(const MergeTask& task) {
 }
 
 const Rows& LlamaModel::quantize_attended(Worker& worker) {
+  const Kernels& kernels = kernels_for(plan_.rows());
   if (!few()) {
-    if (kernels_.quantized_activations) {
+    if (kernels.quantized_row_bytes != nullptr) {
       share(worker, plan_.rows(), 1,
-            [&](std::size_t row, std::size_t) { quantize(attended_, row, attended_); });
+            [&](std::size_t row, std::size_t) { quantize(kernels, attended_, row); });
     }
     return attended_;
   }
   Rows& own = *worker.own;
-  own.reserve(attended_.columns, plan_.rows(), kernels_.quantized_activations);
+  own.reserve(attended_.columns, plan_.rows(), kernels);
   for (std::size_t row = 0; row < plan_.rows(); ++row) {
     std::copy_n(attended_.row(row), own.columns, own.row(row));
-    quantize(own, row, own);
+    quantize(kernels, own, row);
   }
   return own;
 }
@@ -389,21 +396,22 @@ const Rows& LlamaModel::quantize_attended(Worker& worker) {
 // activates them, and makes them the input of the next product.
 void LlamaModel::multiply_gated(Worker& worker, const Rows& in, const LlamaLayer& layer) {
   constexpr std::uint32_t kPanels = kBlock / kPanelRows;
+  const Kernels& kernels = kernels_for(plan_.rows());
   const std::uint32_t ffn = config_.ffn, items = (ffn + kBlock - 1) / kBlock;
   const auto rows = static_cast<std::uint32_t>(plan_.rows());
   const std::size_t grain = std::max<std::size_t>(1, items / (std::size_t{pool_->size()} * 6));
   share(worker, items, grain, [&](std::size_t first, std::size_t last) {
     const auto begin = static_cast<std::uint32_t>(first), end = static_cast<std::uint32_t>(last);
     const std::uint32_t panels = std::min(end * kPanels, layer.gate.panels);
-    kernels_.linear(layer.gate, begin * kPanels, panels, in.activations(), rows, gate_.row(0), ffn,
-                    false, worker.scratch);
-    kernels_.linear(layer.up, begin * kPanels, panels, in.activations(), rows, up_.get(), ffn,
-                    false, worker.scratch);
+    kernels.linear(layer.gate, begin * kPanels, panels, in.activations(), rows, gate_.row(0), ffn,
+                   false, worker.scratch);
+    kernels.linear(layer.up, begin * kPanels, panels, in.activations(), rows, up_.get(), ffn, false,
+                   worker.scratch);
     const std::uint32_t from = begin * kBlock, to = std::min(end * kBlock, ffn);
     for (std::size_t row = 0; row < rows; ++row) {
-      kernels_.swiglu(gate_.row(row) + from, up_.get() + row * ffn + from, to - from);
-      if (kernels_.quantized_activations) {
-        kernels_.quantize(gate_.row(row), ffn, begin, to / kBlock, gate_.quantized_row(row));
+      kernels.swiglu(gate_.row(row) + from, up_.get() + row * ffn + from, to - from);
+      if (kernels.quantized_row_bytes != nullptr) {
+        kernels.quantize(gate_.row(row), ffn, begin, to / kBlock, gate_.quantized_row(row));
       }
     }
   });
@@ -413,11 +421,12 @@ void LlamaModel::multiply_gated(Worker& worker, const Rows& in, const LlamaLayer
 void LlamaModel::project_head(Worker& worker) {
   const std::span<const std::uint32_t> wanted = plan_.wanted();
   if (wanted.empty()) return;
+  const Kernels& kernels = kernels_for(wanted.size());
   share(worker, wanted.size(), 1, [&](std::size_t i, std::size_t) {
-    kernels_.rms_norm(residual_.get() + wanted[i] * std::size_t{config_.hidden},
-                      weights_.output_norm.data(), config_.norm_epsilon, config_.hidden,
-                      last_.row(i));
-    quantize(last_, i, last_);
+    kernels.rms_norm(residual_.get() + wanted[i] * std::size_t{config_.hidden},
+                     weights_.output_norm.data(), config_.norm_epsilon, config_.hidden,
+                     last_.row(i));
+    quantize(kernels, last_, i);
   });
   multiply(worker, last_, std::array<Product, 1>{{{&weights_.output, logits_.get()}}},
            wanted.size(), false);
@@ -436,11 +445,13 @@ Result<std::unique_ptr<CpuModel>> make_llama_model(const Gguf& file, const CpuOp
   layout.head_dim = config->head_dim;
   layout.page_size = options.page_size;
   KVD_RETURN_IF_ERROR(layout.validate());
+  const bool one = options.deterministic && (*kernels)->few_rows != nullptr;
+  const Kernels& used = one ? *(*kernels)->few_rows : **kernels;
   auto pool = std::make_unique<ThreadPool>(options.threads, options.pin_cpus);
   Result<LlamaWeights> weights = LlamaWeights::load(file, *config, *pool);
   if (!weights.ok()) return weights.status();
   return std::unique_ptr<CpuModel>(std::make_unique<LlamaModel>(
-      *config, std::move(*weights), std::move(layout), **kernels, std::move(pool)));
+      *config, std::move(*weights), std::move(layout), used, std::move(pool)));
 }
 
 }  // namespace kvd::engine::cpu

@@ -5,7 +5,8 @@
 // written, and attention always reads the pages, so prefill and decode see the same bits.
 //
 // Results are the same bits for a row whatever else is in the step, however its prompt was cut into
-// chunks, wherever its pages lie, and on however many threads (kernels.h).
+// chunks, wherever its pages lie, and on however many threads; with AMX only when `deterministic`
+// (kernels.h).
 //
 // Calling thread: one, the engine's. Owns the weights and its threads; the pool's memory is the
 // caller's.
@@ -25,7 +26,8 @@ struct CpuOptions {
   std::uint32_t page_size = 32;
   std::uint32_t threads = 0;  // 0: one for each usable processor
   std::vector<int> pin_cpus;
-  std::string kernels;  // "": the best this host has; "scalar", "avx2", "avx512"
+  std::string kernels;         // "": the best this host has; "scalar", "avx2", "avx512", "amx"
+  bool deterministic = false;  // the same kernels for every step: with "amx" those of "avx512"
 };
 
 class CpuModel : public Model {

@@ -24,11 +24,12 @@ std::vector<TokenId> draw_tokens(std::size_t count, std::uint32_t vocab, std::ui
   return tokens;
 }
 
-// A model with a pool of its own; pages are given out in any order.
+// A model with a pool of its own; pages are given out in any order. The same kernels serve every
+// step, unless `deterministic` is false.
 class Rig {
  public:
   Rig(const TinyLlama& tiny, const std::string& kernels, std::uint32_t threads = 2,
-      std::uint32_t page_size = 32) {
+      std::uint32_t page_size = 32, bool deterministic = true) {
     const std::vector<std::byte> bytes = tiny.builder.build();
     Result<Gguf> file = Gguf::parse(bytes, "tiny.gguf");
     REQUIRE(file.ok());
@@ -36,6 +37,7 @@ class Rig {
     options.kernels = kernels;
     options.threads = threads;
     options.page_size = page_size;
+    options.deterministic = deterministic;
     Result<std::unique_ptr<CpuModel>> made = cpu::make_llama_model(*file, options);
     INFO((made.ok() ? "" : made.status().message()));
     REQUIRE(made.ok());
@@ -93,7 +95,8 @@ void check_against_reference(TinyLlama& tiny, std::uint32_t page_size, std::size
   const auto reference = tiny.forward(tokens);
   const bool quantized = tensor_type_info(static_cast<std::uint32_t>(tiny.type))->block > 1;
   for (const std::string& kernels : cpu::available_kernels()) {
-    Rig rig(tiny, kernels, 2, page_size);
+    Rig rig(tiny, kernels, 2, page_size, false);
+    CHECK(rig.model().kernels() == kernels);
     const auto pages = rig.pages(3, 7);
     // int8 activations on random weights err by about 3 % each time (kernels_test.cc is strict).
     const double limit = kernels == "scalar" || !quantized ? 4e-3 : 0.1;
