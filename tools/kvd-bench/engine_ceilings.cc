@@ -11,6 +11,8 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+
+#include "engine/cpu/amx_tiles.h"
 #endif
 
 namespace kvd::tools {
@@ -98,31 +100,18 @@ template <typename Vector>
 }
 
 // Four sums of 16 x 16, operands of 16 x 32: what a thread's eight tiles hold.
-[[gnu::target("amx-tile,amx-bf16")]] void bf16_amx() {
-  struct alignas(64) Config {
-    std::uint8_t palette = 1, start = 0, reserved[14] = {};
-    std::uint16_t column_bytes[16] = {};
-    std::uint8_t rows[16] = {};
-  } config;
-  for (int t = 0; t < 8; ++t) config.column_bytes[t] = 64, config.rows[t] = 16;
-  // GCC 12 declares only 8 bytes of the operand as read and may drop the stores above.
-  asm volatile("" ::"r"(&config) : "memory");
-  _tile_loadconfig(&config);
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-  _tile_zero(4);
-  _tile_zero(5);
-  _tile_zero(6);
-  _tile_zero(7);
+void bf16_amx() {
+  engine::cpu::amx::TileConfig config;
+  for (int t = 0; t < 8; ++t) config.row_bytes[t] = 64, config.rows[t] = 16;
+  engine::cpu::amx::HardwareTiles tiles;
+  tiles.configure(config);
   for (int i = 0; i < kRounds / 16; ++i) {
-    _tile_dpbf16ps(0, 4, 6);
-    _tile_dpbf16ps(1, 4, 7);
-    _tile_dpbf16ps(2, 5, 6);
-    _tile_dpbf16ps(3, 5, 7);
+    tiles.multiply_add<0, 4, 6>();
+    tiles.multiply_add<1, 4, 7>();
+    tiles.multiply_add<2, 5, 6>();
+    tiles.multiply_add<3, 5, 7>();
   }
-  _tile_release();
+  tiles.release();
 }
 #endif
 
