@@ -26,6 +26,12 @@ def skip(why):
     sys.exit(SKIP)
 
 
+def matter_of_time():
+    """Skips a test of how long something takes where the kernels are the slow ones of the oracle."""
+    if os.environ.get("KVD_CPU") == "scalar":
+        skip("scalar kernels: too slow for a matter of time")
+
+
 def model_path():
     """The default model, fetched once by scripts/fetch-model."""
     done = subprocess.run([ROOT / "scripts" / "fetch-model"], stdout=subprocess.PIPE, text=True)

@@ -19,7 +19,7 @@ SMALL = ("--prompts", "32", "--batches", "2", "--contexts", "32", "--chunk", "32
 
 def bench(*args, code=0):
     done = subprocess.run([BIN / "kvd-bench", "engine", *map(str, args)], stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True, timeout=100)
+                          stderr=subprocess.PIPE, text=True, timeout=250)
     check(done.returncode == code, "%s: exit %d, expected %d: %s" % (args, done.returncode, code, done.stderr))
     return done
 

@@ -6,12 +6,13 @@ Two network namespaces, shaped by tc tbf. The rate is computed from a first, uns
 import json
 import sys
 
-from kvdtest import BIN, Namespaces, check, cluster, model_path, run_in, words
+from kvdtest import BIN, Namespaces, check, cluster, matter_of_time, model_path, run_in, words
 
 TOKENS = 2000
 
 
 def main():
+    matter_of_time()
     model = model_path()
     hosts = Namespaces()
     try:

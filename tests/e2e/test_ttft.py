@@ -3,13 +3,14 @@
 import statistics
 import sys
 
-from kvdtest import WORKER, check, cluster, complete, model_path, words
+from kvdtest import WORKER, check, cluster, complete, matter_of_time, model_path, words
 
 PAIRS = 7
 LIMIT = 1.15
 
 
 def main():
+    matter_of_time()
     model = model_path()
     common = (*WORKER, "--model", model, "--kv-memory", "256MiB")
     with cluster() as start:

@@ -1,9 +1,9 @@
 // Compares greedy tokens of the engine with golden ones:
 //   kvd_golden_engine --model FILE --golden greedy.jsonl [--limit N] [--max-prompt N]
-//                     [--concurrency N] [--cpu scalar|avx2] [--threads N] [--chunk N] [--page-size
-//                     N]
+//                     [--concurrency N] [--cpu NAME] [--threads N] [--chunk N] [--page-size N]
 // Prompts go in as token ids, in one process (kFull). An entry with a near tie counts up to that
-// step. Exit: 0 all equal, 1 a difference, 2 usage, 77 a file is missing.
+// step. KVD_CPU chooses the kernels where --cpu does not. Exit: 0 all equal, 1 a difference, 2
+// usage, 77 a file is missing.
 #include <unistd.h>
 
 #include <chrono>
@@ -148,6 +148,7 @@ int compare_all(engine::Engine& model, const Options& options, const std::vector
 int main(int argc, char** argv) {
   Options options;
   options.engine.max_running = 64;
+  if (const char* cpu = std::getenv("KVD_CPU")) options.engine.cpu = cpu;
   for (int i = 1; i + 1 < argc; i += 2) {
     const std::string flag = argv[i], value = argv[i + 1];
     const auto number = [&] { return static_cast<std::uint32_t>(std::stoul(value)); };
