@@ -1,8 +1,8 @@
 // Attention over pages in bf16 dot products (vdpbf16ps), which take a pair of neighbours at a time.
-// K of a block is brought into [pair of dims][64 tokens], V into [pair of tokens][dim], once for
-// all query rows; a score or an output is then a lane, and a query's pair or a weight's is
-// broadcast. Queries become bf16 when they are rotated, weights when they are made: a relative
-// 2^-9 each, a tenth of what int8 activations cost.
+// K of a block is brought into [pair of dims][64 tokens], V into [pair of tokens][dim]: for many
+// query rows once, into scratch memory, for a tile of them in registers. A score or an output is
+// then a lane, and a query's pair or a weight's is broadcast. Queries become bf16 when they are
+// rotated, weights when they are made: a relative 2^-9 each, a tenth of what int8 activations cost.
 //
 // A score is one running sum along the head, an output one along the tokens. Neither depends on how
 // many rows a tile has.
@@ -54,67 +54,149 @@ KVD_INLINE void transpose(__m512i (&r)[16]) {
   }
 }
 
-// Asks for tokens [first, first + 16) of a later block, so that a decode step does not wait for its
-// pages.
-KVD_INLINE void prefetch(const KvView& kv, std::size_t offset, std::uint32_t first) {
-  const auto* at = reinterpret_cast<const char*>(token_at(kv, offset, first));
-  for (std::size_t i = 0; i < std::size_t{16} * kv.head_dim * 2; i += 64) {
-    _mm_prefetch(at + i, _MM_HINT_T1);
+// Dims [2p, 2p + 32) of the keys of 16 tokens from `from` on: pair p + i of each token to r[i].
+// Zero beyond the first `tokens` and beyond the head.
+KVD_INLINE void load_keys(const std::byte* from, std::uint32_t tokens, std::uint32_t pairs,
+                          std::uint32_t p, __m512i (&r)[16]) {
+  const __mmask16 lanes = first_lanes(pairs - p);
+#pragma GCC unroll 16
+  for (std::uint32_t i = 0; i < 16; ++i) {
+    const __mmask16 there = i < tokens ? lanes : __mmask16{0};
+    r[i] = _mm512_maskz_loadu_epi32(there, from + (std::size_t{i} * pairs + p) * 4);
   }
+  transpose(r);
 }
 
-// Keys of tokens [first, first + count) to out[pair of dims][64]; what is beyond them in the last
-// 16 is zero, what is beyond those stays.
-void arrange_keys(const KvView& kv, std::uint32_t first, std::uint32_t count, std::uint32_t last,
-                  std::uint32_t* out) {
-  const std::uint32_t pairs = kv.head_dim / 2;
-  for (std::uint32_t j = 0; j < count; j += 16) {
-    if (first + j + kKvBlock <= last) prefetch(kv, kv.key_offset, first + j + kKvBlock);
-    const std::byte* from = token_at(kv, kv.key_offset, first + j);
-    const std::uint32_t rows = least(16, count - j);
-    for (std::uint32_t p = 0; p < pairs; p += 16) {
-      const __mmask16 lanes = first_lanes(pairs - p);
-      __m512i r[16];
-#pragma GCC unroll 16
-      for (std::uint32_t i = 0; i < 16; ++i) {
-        const __mmask16 there = i < rows ? lanes : __mmask16{0};
-        r[i] = _mm512_maskz_loadu_epi32(there, from + (std::size_t{i} * pairs + p) * 4);
-      }
-      transpose(r);
-      std::uint32_t* to = out + p * kKvBlock + j;
-#pragma GCC unroll 16
-      for (std::uint32_t i = 0; i < 16; ++i) {
-        if (p + i < pairs) _mm512_store_si512(to + std::size_t{i} * kKvBlock, r[i]);
-      }
-    }
-  }
-}
-
-// Values of the tokens to out[pair of tokens][head_dim]; an odd last one is paired with zeros.
-void arrange_values(const KvView& kv, std::uint32_t first, std::uint32_t count, std::uint32_t last,
-                    std::uint32_t* out) {
-  for (std::uint32_t run = 0; run < count; run += 16) {
-    if (first + run + kKvBlock <= last) prefetch(kv, kv.value_offset, first + run + kKvBlock);
-    const std::byte* from = token_at(kv, kv.value_offset, first + run);
-    const std::uint32_t tokens = least(16, count - run);
-    for (std::uint32_t j = 0; j < tokens; j += 2, out += kv.head_dim) {
-      const std::byte* even = from + std::size_t{j} * kv.head_dim * 2;
-      const std::byte* odd = even + std::size_t{kv.head_dim} * 2;
-      const __mmask16 there = j + 1 < tokens ? __mmask16{0xFFFF} : __mmask16{0};
-      for (std::uint32_t i = 0; i < kv.head_dim; i += 16) {
-        const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(even + 2 * i));
-        const __m256i b = _mm256_maskz_loadu_epi16(there, odd + 2 * i);
-        _mm512_store_si512(out + i,
-                           _mm512_or_si512(_mm512_cvtepu16_epi32(a),
-                                           _mm512_slli_epi32(_mm512_cvtepu16_epi32(b), 16)));
-      }
-    }
-  }
+// 16 dims of two neighbouring tokens' values, in pairs; without the second one its half is zero.
+KVD_INLINE __m512i load_values(const std::byte* even, std::uint32_t head_dim, bool both) {
+  const std::byte* odd = even + std::size_t{head_dim} * 2;
+  const __mmask16 there = both ? __mmask16{0xFFFF} : __mmask16{0};
+  const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40,
+                                         8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  const __m256i a = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(even));
+  const __m256i b = _mm256_maskz_loadu_epi16(there, odd);
+  return _mm512_permutex2var_epi16(_mm512_castsi256_si512(a), order, _mm512_castsi256_si512(b));
 }
 
 KVD_INLINE __m512 dot(__m512 sum, __m512i pairs, __m512i with) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(with));
 }
+
+// Keys and values of tokens [first, first + count) of a sequence where they lie; `last` is its last
+// token.
+struct InPages {
+  const KvView& kv;
+  std::uint32_t first, count, last;
+
+  // The keys or values of 16 tokens from the block's token `run` on. Asks for those of the next
+  // block, so that a decode step does not wait for its pages.
+  KVD_MEMBER const std::byte* run(std::size_t offset, std::uint32_t run) const {
+    if (first + run + kKvBlock <= last) {
+      const auto* next =
+          reinterpret_cast<const char*>(token_at(kv, offset, first + run + kKvBlock));
+      for (std::size_t i = 0; i < std::size_t{16} * kv.head_dim * 2; i += 64) {
+        _mm_prefetch(next + i, _MM_HINT_T1);
+      }
+    }
+    return token_at(kv, offset, first + run);
+  }
+  template <std::uint32_t T>
+  KVD_MEMBER void score(const std::uint32_t* const (&query)[T],
+                        __m512 (&scores)[T][kScores]) const {
+    const std::uint32_t pairs = kv.head_dim / 2;
+    for (std::uint32_t j = 0; j < count; j += 16) {
+      const std::byte* from = run(kv.key_offset, j);
+      __m512 sums[T];
+      for (std::uint32_t t = 0; t < T; ++t) sums[t] = _mm512_setzero_ps();
+      for (std::uint32_t p = 0; p < pairs; p += 16) {
+        __m512i r[16];
+        load_keys(from, least(16, count - j), pairs, p, r);
+#pragma GCC unroll 16
+        for (std::uint32_t i = 0; i < 16; ++i) {
+          if (p + i >= pairs) break;
+          for (std::uint32_t t = 0; t < T; ++t) {
+            sums[t] = dot(sums[t], r[i], _mm512_set1_epi32(static_cast<int>(query[t][p + i])));
+          }
+        }
+      }
+      for (std::uint32_t t = 0; t < T; ++t) scores[t][j / 16] = sums[t];
+    }
+  }
+  struct Values {
+    const std::byte* from;
+    std::uint32_t head_dim, tokens;
+    KVD_MEMBER __m512i operator()(std::uint32_t pair, std::uint32_t dim) const {
+      return load_values(from + (std::size_t{pair} * 2 * head_dim + dim) * 2, head_dim,
+                         2 * pair + 1 < tokens);
+    }
+  };
+  // Of the eight pairs of tokens from `pair` on.
+  KVD_MEMBER Values values(std::uint32_t pair) const {
+    return {run(kv.value_offset, 2 * pair), kv.head_dim, count - 2 * pair};
+  }
+};
+
+// The same, brought into order in scratch memory.
+struct Arranged {
+  std::uint32_t* keys;          // [pair of dims][64]
+  std::uint32_t* block_values;  // [pair of tokens][head_dim]
+  std::uint32_t head_dim;
+
+  Arranged(const InPages& block, std::byte* scratch)
+      : keys(reinterpret_cast<std::uint32_t*>(scratch)),
+        block_values(keys + std::size_t{kKvBlock} * block.kv.head_dim / 2),
+        head_dim(block.kv.head_dim) {
+    const std::uint32_t pairs = head_dim / 2;
+    for (std::uint32_t j = 0; j < block.count; j += 16) {
+      const std::byte* from = block.run(block.kv.key_offset, j);
+      for (std::uint32_t p = 0; p < pairs; p += 16) {
+        __m512i r[16];
+        load_keys(from, least(16, block.count - j), pairs, p, r);
+        std::uint32_t* to = keys + std::size_t{p} * kKvBlock + j;
+#pragma GCC unroll 16
+        for (std::uint32_t i = 0; i < 16; ++i) {
+          if (p + i < pairs) _mm512_store_si512(to + std::size_t{i} * kKvBlock, r[i]);
+        }
+      }
+    }
+    std::uint32_t* to = block_values;
+    for (std::uint32_t j = 0; j < block.count; j += 16) {
+      const InPages::Values values = block.values(j / 2);
+      for (std::uint32_t pair = 0; pair < 8 && j + 2 * pair < block.count; ++pair, to += head_dim) {
+        for (std::uint32_t i = 0; i < head_dim; i += 16) {
+          _mm512_store_si512(to + i, values(pair, i));
+        }
+      }
+    }
+  }
+  template <std::uint32_t T>
+  KVD_MEMBER void score(const std::uint32_t* const (&query)[T],
+                        __m512 (&scores)[T][kScores]) const {
+    for (std::uint32_t t = 0; t < T; ++t) {
+      for (std::uint32_t v = 0; v < kScores; ++v) scores[t][v] = _mm512_setzero_ps();
+    }
+    const std::uint32_t* at = keys;
+    for (std::uint32_t p = 0; p < head_dim / 2; ++p, at += kKvBlock) {
+      __m512i k[kScores];
+      for (std::uint32_t v = 0; v < kScores; ++v) k[v] = _mm512_load_si512(at + 16 * v);
+#pragma GCC unroll 6
+      for (std::uint32_t t = 0; t < T; ++t) {
+        const __m512i q = _mm512_set1_epi32(static_cast<int>(query[t][p]));
+        for (std::uint32_t v = 0; v < kScores; ++v) scores[t][v] = dot(scores[t][v], k[v], q);
+      }
+    }
+  }
+  struct Values {
+    const std::uint32_t* from;
+    std::uint32_t head_dim;
+    KVD_MEMBER __m512i operator()(std::uint32_t pair, std::uint32_t dim) const {
+      return _mm512_load_si512(from + std::size_t{pair} * head_dim + dim);
+    }
+  };
+  KVD_MEMBER Values values(std::uint32_t pair) const {
+    return {block_values + std::size_t{pair} * head_dim, head_dim};
+  }
+};
 
 // A row's scores become weights relative to the highest, as bf16 for the values and their sum.
 KVD_INLINE void soften(__m512 (&scores)[kScores], std::uint32_t count, std::uint32_t* weights,
@@ -139,88 +221,69 @@ KVD_INLINE void soften(__m512 (&scores)[kScores], std::uint32_t count, std::uint
   }
 }
 
-struct Block {
-  const std::uint32_t* keys;
-  const std::uint32_t* values;
-  std::uint32_t first;  // token
-  std::uint32_t head_dim;
-};
-
-// 16 N of the outputs, of T rows.
-template <std::uint32_t T, std::uint32_t N>
-KVD_INLINE void weigh(const std::uint32_t (*weights)[kKvBlock / 2], const std::uint32_t* values,
-                      std::uint32_t pairs, std::uint32_t head_dim, float* const* out) {
+// Dims [dim, dim + 16 N) of the outputs, of T rows.
+template <std::uint32_t T, std::uint32_t N, typename Source>
+KVD_INLINE void weigh(const std::uint32_t (*weights)[kKvBlock / 2], const Source& block,
+                      std::uint32_t pairs, std::uint32_t dim, float* const* out) {
   __m512 acc[T][N];
   for (std::uint32_t t = 0; t < T; ++t) {
     for (std::uint32_t n = 0; n < N; ++n) acc[t][n] = _mm512_setzero_ps();
   }
-  for (std::uint32_t j = 0; j < pairs; ++j, values += head_dim) {
-    __m512i v[N];
-    for (std::uint32_t n = 0; n < N; ++n) v[n] = _mm512_load_si512(values + 16 * n);
+  for (std::uint32_t run = 0; run < pairs; run += 8) {
+    const auto values = block.values(run);
+    const std::uint32_t count = least(8, pairs - run);
+    for (std::uint32_t j = 0; j < count; ++j) {
+      __m512i v[N];
+      for (std::uint32_t n = 0; n < N; ++n) v[n] = values(j, dim + 16 * n);
 #pragma GCC unroll 6
-    for (std::uint32_t t = 0; t < T; ++t) {
-      const __m512i w = _mm512_set1_epi32(static_cast<int>(weights[t][j]));
-      for (std::uint32_t n = 0; n < N; ++n) acc[t][n] = dot(acc[t][n], v[n], w);
+      for (std::uint32_t t = 0; t < T; ++t) {
+        const __m512i w = _mm512_set1_epi32(static_cast<int>(weights[t][run + j]));
+        for (std::uint32_t n = 0; n < N; ++n) acc[t][n] = dot(acc[t][n], v[n], w);
+      }
     }
   }
   for (std::uint32_t t = 0; t < T; ++t) {
-    for (std::uint32_t n = 0; n < N; ++n) _mm512_storeu_ps(out[t] + 16 * n, acc[t][n]);
+    for (std::uint32_t n = 0; n < N; ++n) _mm512_storeu_ps(out[t] + dim + 16 * n, acc[t][n]);
   }
 }
 
-template <std::uint32_t T>
-void attend_tile(const Block& block, const Queries& queries, std::uint32_t row, float* partials) {
+template <typename Source, std::uint32_t T>
+void attend_tile(const Source& block, std::uint32_t first, std::uint32_t head_dim,
+                 const Queries& queries, std::uint32_t row, float* partials) {
   const std::uint32_t* query[T];
   float* out[T];
   std::uint32_t counts[T], most = 0;
   for (std::uint32_t t = 0; t < T; ++t) {
     const std::uint32_t token = (row + t) / queries.group;
-    query[t] = reinterpret_cast<const std::uint32_t*>(queries.data + token * queries.stride +
-                                                      std::size_t{(row + t) % queries.group} *
-                                                          block.head_dim);
-    out[t] = partials + (row + t) * partial_stride(block.head_dim);
-    counts[t] = least(kKvBlock, queries.position + token - block.first + 1);
+    query[t] = reinterpret_cast<const std::uint32_t*>(
+        queries.data + token * queries.stride + std::size_t{(row + t) % queries.group} * head_dim);
+    out[t] = partials + (row + t) * partial_stride(head_dim);
+    counts[t] = least(kKvBlock, queries.position + token - first + 1);
     most = counts[t] > most ? counts[t] : most;
   }
   __m512 scores[T][kScores];
-  for (std::uint32_t t = 0; t < T; ++t) {
-    for (std::uint32_t v = 0; v < kScores; ++v) scores[t][v] = _mm512_setzero_ps();
-  }
-  const std::uint32_t* keys = block.keys;
-  for (std::uint32_t p = 0; p < block.head_dim / 2; ++p, keys += kKvBlock) {
-    __m512i k[kScores];
-    for (std::uint32_t v = 0; v < kScores; ++v) k[v] = _mm512_load_si512(keys + 16 * v);
-#pragma GCC unroll 6
-    for (std::uint32_t t = 0; t < T; ++t) {
-      const __m512i q = _mm512_set1_epi32(static_cast<int>(query[t][p]));
-      for (std::uint32_t v = 0; v < kScores; ++v) scores[t][v] = dot(scores[t][v], k[v], q);
-    }
-  }
+  block.score(query, scores);
   alignas(64) std::uint32_t weights[T][kKvBlock / 2];
   for (std::uint32_t t = 0; t < T; ++t) {
-    soften(scores[t], counts[t], weights[t], out[t] + block.head_dim, out[t] + block.head_dim + 1);
+    soften(scores[t], counts[t], weights[t], out[t] + head_dim, out[t] + head_dim + 1);
   }
   const std::uint32_t pairs = (most + 1) / 2;
   std::uint32_t i = 0;
-  const auto advance = [&](std::uint32_t dims) {
-    i += dims;
-    for (std::uint32_t t = 0; t < T; ++t) out[t] += dims;
-  };
-  for (; i + 64 <= block.head_dim; advance(64)) {
-    weigh<T, 4>(weights, block.values + i, pairs, block.head_dim, out);
-  }
-  for (; i + 32 <= block.head_dim; advance(32)) {
-    weigh<T, 2>(weights, block.values + i, pairs, block.head_dim, out);
-  }
-  if (i < block.head_dim) weigh<T, 1>(weights, block.values + i, pairs, block.head_dim, out);
+  for (; i + 64 <= head_dim; i += 64) weigh<T, 4>(weights, block, pairs, i, out);
+  for (; i + 32 <= head_dim; i += 32) weigh<T, 2>(weights, block, pairs, i, out);
+  if (i < head_dim) weigh<T, 1>(weights, block, pairs, i, out);
 }
 
-using TileFunction = void (*)(const Block&, const Queries&, std::uint32_t, float*);
-template <std::uint32_t... T>
-constexpr TileFunction tile_of(std::uint32_t rows, std::integer_sequence<std::uint32_t, T...>) {
-  constexpr TileFunction kTiles[] = {attend_tile<T + 1>...};
+template <typename Source>
+using TileFunction = void (*)(const Source&, std::uint32_t, std::uint32_t, const Queries&,
+                              std::uint32_t, float*);
+template <typename Source, std::uint32_t... T>
+constexpr TileFunction<Source> tile_of(std::uint32_t rows,
+                                       std::integer_sequence<std::uint32_t, T...>) {
+  constexpr TileFunction<Source> kTiles[] = {attend_tile<Source, T + 1>...};
   return kTiles[rows - 1];
 }
+constexpr std::make_integer_sequence<std::uint32_t, kTile> kWidths;
 
 }  // namespace
 
@@ -238,15 +301,15 @@ void attend_block(const KvView& kv, std::uint32_t block, const Queries& queries,
                   std::uint32_t first_row, float* partials, std::byte* scratch) {
   const std::uint32_t first = block * kKvBlock;
   const std::uint32_t last = queries.position + (queries.rows - 1) / queries.group;
-  const std::uint32_t count = least(kKvBlock, last - first + 1);
-  auto* keys = reinterpret_cast<std::uint32_t*>(scratch);
-  std::uint32_t* values = keys + std::size_t{kKvBlock} * kv.head_dim / 2;
-  arrange_keys(kv, first, count, last, keys);
-  arrange_values(kv, first, count, last, values);
-  const Block arranged{keys, values, first, kv.head_dim};
-  constexpr std::make_integer_sequence<std::uint32_t, kTile> kWidths;
+  const InPages there{kv, first, least(kKvBlock, last - first + 1), last};
+  const std::uint32_t rows = queries.rows - first_row;
+  if (rows <= kTile) {
+    return tile_of<InPages>(rows, kWidths)(there, first, kv.head_dim, queries, first_row, partials);
+  }
+  const Arranged arranged(there, scratch);
   for (std::uint32_t row = first_row; row < queries.rows; row += kTile) {
-    tile_of(least(kTile, queries.rows - row), kWidths)(arranged, queries, row, partials);
+    const std::uint32_t count = least(kTile, queries.rows - row);
+    tile_of<Arranged>(count, kWidths)(arranged, first, kv.head_dim, queries, row, partials);
   }
 }
 
