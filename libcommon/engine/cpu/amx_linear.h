@@ -20,16 +20,14 @@
 namespace kvd::engine::cpu::amx {
 namespace {
 
+using avx512::least;
+
 constexpr std::uint32_t kTileRows = 16;
 constexpr std::uint32_t kSliceSteps = 10;  // 20 KiB of two panels, and as much of 32 tokens
 constexpr std::uint32_t kNearRows = 2048;  // tokens whose slice takes 1.3 MiB
 
 // The tiles: sums of token tile i and panel j in 2 i + j.
 constexpr int kX = 4, kWeights = 6;
-
-[[gnu::always_inline]] inline std::uint32_t least(std::uint32_t a, std::uint32_t b) {
-  return a < b ? a : b;
-}
 
 // How many tokens and weight rows each tile has; 0: it is not there.
 struct Shape {

@@ -24,6 +24,7 @@ void attend_block(const KvView& kv, std::uint32_t block, const Queries& queries,
 void merge(float* state, const float* partial, std::uint32_t head_dim);
 void finish(const float* state, std::uint32_t head_dim, float* out);
 
+KVD_INLINE std::uint32_t least(std::uint32_t a, std::uint32_t b) { return a < b ? a : b; }
 // The lowest `count` lanes, all from 16 on.
 KVD_INLINE __mmask16 first_lanes(std::uint32_t count) {
   return static_cast<__mmask16>(count >= 16 ? 0xFFFFU : (1U << count) - 1);

@@ -16,8 +16,6 @@ namespace {
 constexpr std::uint32_t kTile = 6;                // query rows
 constexpr std::uint32_t kScores = kKvBlock / 16;  // registers of a row's scores
 
-KVD_INLINE std::uint32_t least(std::uint32_t a, std::uint32_t b) { return a < b ? a : b; }
-
 KVD_INLINE const std::byte* token_at(const KvView& kv, std::size_t offset, std::uint32_t token) {
   return kv.pool + kv.pages[token / kv.page_size] * kv.page_bytes + offset +
          std::size_t{token % kv.page_size} * kv.head_dim * 2;

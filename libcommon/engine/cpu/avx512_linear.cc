@@ -255,8 +255,6 @@ const TileFunctions& tiles_of(PanelType type) {
   return kF32;
 }
 
-KVD_INLINE std::uint32_t least(std::uint32_t a, std::uint32_t b) { return a < b ? a : b; }
-
 }  // namespace
 
 void linear(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const Activations& x,
