@@ -71,14 +71,14 @@ std::string as_text(std::string_view message, std::initializer_list<LogField> fi
     line += ' ';
     line += field.key;
     line += '=';
-    const bool bare =
-        !field.quoted ||
-        (!field.value.empty() && field.value.find_first_of(" \"\\\n\r\t=") == std::string::npos);
+    const std::string text = field.text();
+    const bool bare = !field.quoted() ||
+                      (!text.empty() && text.find_first_of(" \"\\\n\r\t=") == std::string::npos);
     if (bare) {
-      append_escaped(&line, field.value);
+      append_escaped(&line, text);
     } else {
       line += '"';
-      append_escaped(&line, field.value);
+      append_escaped(&line, text);
       line += '"';
     }
   }
@@ -96,14 +96,30 @@ std::string as_json(LogLevel level, std::string_view program, std::string_view m
   for (const LogField& field : fields) {
     line += ",\"";
     line += field.key;
-    line += field.quoted ? "\":\"" : "\":";
-    append_escaped(&line, field.value);
-    if (field.quoted) line += '"';
+    line += field.quoted() ? "\":\"" : "\":";
+    append_escaped(&line, field.text());
+    if (field.quoted()) line += '"';
   }
   return line + "}";
 }
 
 }  // namespace
+
+bool LogField::quoted() const {
+  return std::holds_alternative<std::string_view>(value_) || std::holds_alternative<Hex>(value_);
+}
+
+std::string LogField::text() const {
+  struct Text {
+    std::string operator()(std::string_view v) const { return std::string(v); }
+    std::string operator()(bool v) const { return v ? "true" : "false"; }
+    std::string operator()(std::int64_t v) const { return std::to_string(v); }
+    std::string operator()(std::uint64_t v) const { return std::to_string(v); }
+    std::string operator()(double v) const { return std::to_string(v); }
+    std::string operator()(Hex v) const { return hex(v.value); }
+  };
+  return std::visit(Text(), value_);
+}
 
 void configure_log(LogLevel level, LogFormat format, std::string program) {
   LogState& s = state();

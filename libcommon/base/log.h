@@ -8,9 +8,11 @@
 #pragma once
 
 #include <concepts>
+#include <cstdint>
 #include <initializer_list>
 #include <string>
 #include <string_view>
+#include <variant>
 
 #include "base/clock.h"
 #include "base/ids.h"
@@ -21,22 +23,31 @@ namespace kvd {
 enum class LogLevel { kDebug, kInfo, kWarn, kError, kOff };
 enum class LogFormat { kText, kJson };
 
-struct LogField {
-  std::string_view key;
-  std::string value;
-  bool quoted = true;  // JSON string, else a bare number
-
-  LogField(std::string_view k, std::string v) : key(k), value(std::move(v)) {}
-  LogField(std::string_view k, std::string_view v) : key(k), value(v) {}
-  LogField(std::string_view k, const char* v) : key(k), value(v) {}
-  LogField(std::string_view k, bool v) : key(k), value(v ? "true" : "false"), quoted(false) {}
-  template <typename T>
-  requires(std::integral<T> && !std::same_as<T, bool>) || std::floating_point<T> LogField(
-                                                              std::string_view k, T v)
-      : key(k),
-  value(std::to_string(v)), quoted(false) {}
+// Refers to texts and copies nothing: it lives as long as the call that it is given to. What it
+// says is put into letters only when the line is written, and most are not.
+class LogField {
+ public:
+  LogField(std::string_view k, const std::string& v) : key(k), value_(std::string_view(v)) {}
+  LogField(std::string_view k, std::string_view v) : key(k), value_(v) {}
+  LogField(std::string_view k, const char* v) : key(k), value_(std::string_view(v)) {}
+  LogField(std::string_view k, bool v) : key(k), value_(v) {}
+  LogField(std::string_view k, std::signed_integral auto v) : key(k), value_(std::int64_t{v}) {}
+  template <std::unsigned_integral T>
+  requires(!std::same_as<T, bool>) LogField(std::string_view k, T v)
+      : key(k), value_(std::uint64_t{v}) {}
+  LogField(std::string_view k, std::floating_point auto v) : key(k), value_(double{v}) {}
   template <typename Tag>
-  LogField(std::string_view k, Id<Tag, std::uint64_t> v) : key(k), value(to_string(v)) {}
+  LogField(std::string_view k, Id<Tag, std::uint64_t> v) : key(k), value_(Hex{v.value}) {}
+
+  const std::string_view key;
+  bool quoted() const;  // a JSON string, else a bare number or word
+  std::string text() const;
+
+ private:
+  struct Hex {
+    std::uint64_t value;
+  };
+  std::variant<std::string_view, bool, std::int64_t, std::uint64_t, double, Hex> value_;
 };
 
 // Sets what is written from now on; call once, before threads start.

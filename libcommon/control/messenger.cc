@@ -16,9 +16,10 @@ Messenger::Messenger(Channel* channel, Incarnation self, const Clock* clock, Met
 std::optional<Received> Messenger::receive() {
   while (std::optional<Incoming> incoming = channel_->receive()) {
     proto::Envelope partial;
-    Result<proto::Envelope> envelope = proto::decode_envelope(incoming->bytes, &partial);
+    const std::size_t size = incoming->bytes.size();
+    Result<proto::Envelope> envelope = proto::decode_envelope(std::move(incoming->bytes), &partial);
     if (!envelope.ok()) {
-      reject(*incoming, envelope.status(), partial);
+      reject(*incoming, size, envelope.status(), partial);
       const bool counts = envelope.status().code() == StatusCode::kNotFound &&
                           partial.epoch.value != 0 && partial.to == self_;
       if (!counts) continue;
@@ -55,13 +56,13 @@ void Messenger::refuse(const Received& offender, const std::string& code, const 
              offender.envelope.room);
 }
 
-void Messenger::reject(const Incoming& incoming, const Status& why,
+void Messenger::reject(const Incoming& incoming, std::size_t size, const Status& why,
                        const proto::Envelope& partial) {
   if (counted_) malformed_.add();
   std::uint64_t suppressed = 0;
   if (log_limit_.allow(clock_->now(), &suppressed)) {
     log_warn("control message dropped", {{"why", why.message()},
-                                         {"bytes", incoming.bytes.size()},
+                                         {"bytes", size},
                                          {"from", partial.from},
                                          {"suppressed", suppressed}});
   }

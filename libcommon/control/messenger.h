@@ -60,7 +60,8 @@ class Messenger {
   void refuse(const Received& offender, const std::string& code, const std::string& text);
 
  private:
-  void reject(const Incoming& incoming, const Status& why, const proto::Envelope& partial);
+  void reject(const Incoming& incoming, std::size_t size, const Status& why,
+              const proto::Envelope& partial);
 
   Channel* channel_;
   Incarnation self_;

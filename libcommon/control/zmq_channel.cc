@@ -43,6 +43,17 @@ Status zmq_fault(const std::string& what, int error) {
   return {StatusCode::kFailed, what + ": " + zmq_strerror(error)};
 }
 
+// A long message, as a prompt is, is handed over and not copied.
+zmq::message_t to_message(std::string bytes) {
+  constexpr std::size_t kCopied = 4096;
+  if (bytes.size() <= kCopied) return zmq::message_t(bytes.data(), bytes.size());
+  auto owned = std::make_unique<std::string>(std::move(bytes));
+  std::string* const text = owned.release();
+  return zmq::message_t(
+      text->data(), text->size(), [](void*, void* hint) { delete static_cast<std::string*>(hint); },
+      text);
+}
+
 // The address to bind: libzmq takes no host names there.
 Result<HostPort> resolve_local(const std::string& listen) {
   Result<HostPort> parsed = parse_host_port(listen);
@@ -160,8 +171,8 @@ class ZmqChannel final : public Channel {
   Status bind();
   void configure(zmq::socket_t& socket) const;
   Status connect(PeerRef ref, Dialled& peer);
-  Status send_dialled(PeerRef ref, Dialled& peer, const std::string& bytes);
-  Status send_accepted(PeerRef ref, const Accepted& peer, const std::string& bytes);
+  Status send_dialled(PeerRef ref, Dialled& peer, std::string bytes);
+  Status send_accepted(PeerRef ref, const Accepted& peer, std::string bytes);
   std::optional<Incoming> receive_router();
   std::optional<Incoming> receive_dealer(PeerRef ref);
   std::optional<Incoming> receive_hot();
@@ -346,17 +357,17 @@ Status ZmqChannel::send(PeerRef peer, std::string bytes) {
                             " bytes is longer than 8 MiB");
   }
   if (const auto it = dialled_.find(peer); it != dialled_.end()) {
-    return send_dialled(peer, it->second, bytes);
+    return send_dialled(peer, it->second, std::move(bytes));
   }
   if (const auto it = accepted_.find(peer); it != accepted_.end()) {
-    return send_accepted(peer, it->second, bytes);
+    return send_accepted(peer, it->second, std::move(bytes));
   }
   return unavailable("the control peer is gone");
 }
 
-Status ZmqChannel::send_dialled(PeerRef ref, Dialled& peer, const std::string& bytes) {
+Status ZmqChannel::send_dialled(PeerRef ref, Dialled& peer, std::string bytes) {
   if (!peer.dealer) return unavailable(peer.address + " is not connected");
-  zmq::message_t message(bytes.data(), bytes.size());
+  zmq::message_t message = to_message(std::move(bytes));
   const int rc = zmq_msg_send(message.handle(), peer.dealer.socket().handle(), ZMQ_DONTWAIT);
   const int error = rc < 0 ? zmq_errno() : 0;
   heat_after_send(peer.dealer, source_of(Kind::kDealer, ref));
@@ -367,12 +378,12 @@ Status ZmqChannel::send_dialled(PeerRef ref, Dialled& peer, const std::string& b
   return {StatusCode::kResourceExhausted, peer.address + " does not read its control messages"};
 }
 
-Status ZmqChannel::send_accepted(PeerRef ref, const Accepted& peer, const std::string& bytes) {
+Status ZmqChannel::send_accepted(PeerRef ref, const Accepted& peer, std::string bytes) {
   zmq::message_t id(peer.routing_id.data(), peer.routing_id.size());
   void* const router = router_.socket().handle();
   int rc = zmq_msg_send(id.handle(), router, ZMQ_SNDMORE | ZMQ_DONTWAIT);
   if (rc >= 0) {
-    zmq::message_t message(bytes.data(), bytes.size());
+    zmq::message_t message = to_message(std::move(bytes));
     rc = zmq_msg_send(message.handle(), router, ZMQ_DONTWAIT);
   }
   const int error = rc < 0 ? zmq_errno() : 0;

@@ -105,7 +105,10 @@ bool PagePool::free_runs(PageIndex from, PageIndex until, std::uint32_t count,
     // To the next free page, then to the next taken one; each step skips the rest of its word.
     const std::uint64_t word = free_[page / 64] >> (page % 64);
     if (word == 0) {
-      page = (page / 64 + 1) * 64;
+      std::size_t next = page / 64 + 1;
+      const std::size_t end = (until + 63) / 64;
+      while (next < end && free_[next] == 0) ++next;
+      page = static_cast<PageIndex>(next * 64);
       continue;
     }
     page += static_cast<PageIndex>(std::countr_zero(word));

@@ -69,7 +69,7 @@ class PrefillWorker final : public Daemon,
   // EngineSink, on the engine's thread
   void on_event(engine::EngineEvent event) override { events_.push_wait(std::move(event)); }
   // SenderHost
-  void start_compute(const transfer::PrefillJob& job) override;
+  void start_compute(transfer::PrefillJob job) override;
   void cancel_compute(RoomId room) override;
   void room_over(RoomId room, const transfer::SenderOutcome& outcome) override;
   proto::Load load() override;
@@ -200,15 +200,15 @@ void PrefillWorker::drop_gone_halves() {
   }
 }
 
-void PrefillWorker::start_compute(const transfer::PrefillJob& job) {
+void PrefillWorker::start_compute(transfer::PrefillJob job) {
   engine::SequenceRequest sequence;
   sequence.id = job.room.value;
   sequence.mode = engine::SequenceMode::kPrefill;
-  sequence.prompt = job.prompt;
-  sequence.sampling = job.sampling;
+  sequence.prompt = std::move(job.prompt);
+  sequence.sampling = std::move(job.sampling);
   sequence.choice = job.choice;
-  sequence.pages = job.pages;
-  sequence.groups = job.groups;
+  sequence.pages = std::move(job.pages);
+  sequence.groups = std::move(job.groups);
   pending_.push_back(std::move(sequence));
   submit_pending();
 }

@@ -350,11 +350,16 @@ void Reader::get(const Value& value, std::string_view name, std::vector<TokenId>
   if (count < bound.min || count > bound.max) {
     return fail(name, count < bound.min ? "too few tokens" : "too many tokens");
   }
-  out.resize(count);
-  if (count != 0) std::memcpy(out.data(), object.via.bin.ptr, bytes);
-  if (std::any_of(out.begin(), out.end(), [](TokenId id) { return id < 0; })) {
-    fail(name, "a token is negative");
-  }
+  // As they lie in the message, at any address.
+  struct __attribute__((packed)) Unaligned {
+    TokenId id;
+    operator TokenId() const { return id; }
+  };
+  const auto* tokens = reinterpret_cast<const Unaligned*>(object.via.bin.ptr);
+  TokenId all = 0;
+  for (std::size_t i = 0; i < count; ++i) all |= tokens[i].id;
+  if (all < 0) return fail(name, "a token is negative");
+  out.assign(tokens, tokens + count);
 }
 
 bool Reader::get_list(const Value& value, std::string_view name, std::size_t max,

@@ -114,7 +114,6 @@ class Writer {
   void put_uint(std::uint64_t value);
   void put_str(std::string_view value);
   void put_bin(std::string_view value);
-  void put_raw(std::string_view encoded) { out_->append(encoded); }
 
  private:
   void put(std::uint64_t value, Uint) { put_uint(value); }
@@ -303,15 +302,14 @@ void fields(V& v, Is<Load> auto& m) {
 
 // --- the public templates ----------------------------------------------------------------------
 
-// The eight elements before the body, and the body as it stands.
-std::string encode_frame(const Envelope& header, std::string_view body);
+// The eight elements before the body.
+std::string begin_frame(const Envelope& header, MessageType type);
 
 template <typename Message>
-std::string encode(Envelope header, const Message& message) {
-  header.type = Message::kType;
-  header.body.clear();
-  Writer(&header.body).map(message);
-  return encode_frame(header, header.body);
+std::string encode(const Envelope& header, const Message& message) {
+  std::string out = begin_frame(header, Message::kType);
+  Writer(&out).map(message);
+  return out;
 }
 
 template <typename Message>
@@ -320,7 +318,7 @@ Result<Message> decode_body(const Envelope& envelope) {
   if (envelope.type != Message::kType) {
     return invalid_argument("expected " + name + ", got " + std::string(to_string(envelope.type)));
   }
-  Result<Document> document = Document::parse(envelope.body);
+  Result<Document> document = Document::parse(envelope.body());
   if (!document.ok()) return document.status().with_context(name);
   Reader reader(document->root(), name);
   Message message;
@@ -341,7 +339,7 @@ std::vector<FieldInfo> list_fields() {
 
 }  // namespace kvd::proto
 
-#define KVD_PROTO_MESSAGE(Message)                                         \
-  template std::string encode(Envelope header, const Message& message);    \
-  template Result<Message> decode_body<Message>(const Envelope& envelope); \
+#define KVD_PROTO_MESSAGE(Message)                                             \
+  template std::string encode(const Envelope& header, const Message& message); \
+  template Result<Message> decode_body<Message>(const Envelope& envelope);     \
   template std::vector<FieldInfo> list_fields<Message>()

@@ -3,6 +3,7 @@
 #include <array>
 #include <limits>
 #include <optional>
+#include <utility>
 
 #include "proto/codec.h"
 #include "proto/wire.h"
@@ -90,24 +91,23 @@ std::string_view to_string(MessageType type) {
   return "unknown";
 }
 
-std::string encode_frame(const Envelope& header, std::string_view body) {
+std::string begin_frame(const Envelope& header, MessageType type) {
   std::string out;
-  out.reserve(body.size() + 64);
+  out.reserve(256);
   Writer writer(&out);
   writer.put_array(kElements);
   writer.put_uint(kMagic);
   writer.put_uint(kVersion);
-  writer.put_uint(static_cast<std::uint64_t>(header.type));
+  writer.put_uint(static_cast<std::uint64_t>(type));
   writer.put_uint(header.from.value);
   writer.put_uint(header.to.value);
   writer.put_uint(header.epoch.value);
   writer.put_uint(header.seq);
   writer.put_uint(header.room.value);
-  writer.put_raw(body);
   return out;
 }
 
-Result<Envelope> decode_envelope(std::string_view bytes, Envelope* partial) {
+Result<Envelope> decode_envelope(std::string bytes, Envelope* partial) {
   Envelope scratch;
   Envelope& out = partial == nullptr ? scratch : *partial;
   if (bytes.size() > Bounds::kMaxBytes) return invalid_argument("longer than 8 MiB");
@@ -118,7 +118,8 @@ Result<Envelope> decode_envelope(std::string_view bytes, Envelope* partial) {
   if (!end.ok()) return end.status().with_context("body");
   if (*end != bytes.size()) return invalid_argument("bytes after the end");
   Envelope envelope = out;
-  envelope.body.assign(bytes.substr(offset));
+  envelope.body_at = offset;
+  envelope.bytes = std::move(bytes);
   return envelope;
 }
 

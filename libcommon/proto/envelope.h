@@ -78,19 +78,22 @@ struct Envelope {
   Epoch epoch;            // 0 outside a link
   std::uint64_t seq = 0;  // per link, epoch and direction, from 1; 0 outside a link
   RoomId room;
-  std::string body;  // MessagePack map, still encoded
+  // A prompt may have megabytes: the message is kept as it came, and not copied.
+  std::string bytes;
+  std::size_t body_at = 0;
+  std::string_view body() const { return std::string_view(bytes).substr(body_at); }  // encoded map
 };
 
 // Checks magic, version, type and bounds of the whole message. kIncompatible: another magic or
 // version; kInvalidArgument: malformed (the text says where). On an unknown type or a malformed
 // body, *partial (may be null) gets what could be read of the header, so that an Error reply can
 // name its seq.
-Result<Envelope> decode_envelope(std::string_view bytes, Envelope* partial = nullptr);
+Result<Envelope> decode_envelope(std::string bytes, Envelope* partial = nullptr);
 
 // Message types are the structs of the other headers here; each has `static constexpr MessageType
 // kType`.
 template <typename Message>
-std::string encode(Envelope header, const Message& message);  // sets header.type and body
+std::string encode(const Envelope& header, const Message& message);  // of its own type
 template <typename Message>
 Result<Message> decode_body(const Envelope& envelope);
 

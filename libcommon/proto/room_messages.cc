@@ -55,9 +55,12 @@ void fields(V& v, Is<Allocate> auto& m) {
 }
 static Status validate(const Allocate& m) {
   if (m.runs.empty()) return invalid_argument("runs is empty");
+  const auto before = [](const PageRunInfo& a, const PageRunInfo& b) { return a.first < b.first; };
   std::vector<PageRunInfo> sorted = m.runs;
-  std::sort(sorted.begin(), sorted.end(),
-            [](const PageRunInfo& a, const PageRunInfo& b) { return a.first < b.first; });
+  // As a pool gives them they are in order already.
+  if (!std::is_sorted(sorted.begin(), sorted.end(), before)) {
+    std::sort(sorted.begin(), sorted.end(), before);
+  }
   std::uint64_t end = 0, pages = 0;
   for (const PageRunInfo& run : sorted) {
     if (run.count == 0) return invalid_argument("a run has no pages");

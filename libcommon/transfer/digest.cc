@@ -17,8 +17,9 @@ constexpr std::uint64_t kLineBytes = 64;
 constexpr std::uint64_t kLineStream = 0x6469676573740000;  // keeps these draws apart from others
 constexpr std::uint64_t kMarkStream = 0x6d61726b73000000;
 
-// Lines far apart are hashed some at a time: all of them are asked for before the first is needed,
-// so that memory is waited for once and not for each line.
+// Lines far apart are gathered and hashed some at a time: all of them are asked for before the
+// first is needed, so that memory is waited for once, and the hash runs over bytes that lie
+// together.
 class Lines {
  public:
   explicit Lines(XXH3_state_t* state) : state_(state) {}
@@ -29,15 +30,25 @@ class Lines {
     if (count_ == lines_.size()) flush();
   }
   void flush() {
+    std::size_t filled = 0;
     for (std::size_t i = 0; i < count_; ++i) {
-      XXH3_64bits_update(state_, lines_[i].first, lines_[i].second);
+      const auto [line, bytes] = lines_[i];
+      if (bytes == kLineBytes) {  // nearly always, and then the compiler knows the size
+        std::memcpy(&gathered_[filled], line, kLineBytes);
+      } else {
+        std::memcpy(&gathered_[filled], line, bytes);
+      }
+      filled += bytes;
     }
+    XXH3_64bits_update(state_, gathered_.data(), filled);
     count_ = 0;
   }
 
  private:
+  static constexpr std::size_t kAtOnce = 64;
   XXH3_state_t* state_;
-  std::array<std::pair<const std::byte*, std::uint64_t>, 32> lines_{};
+  std::array<std::pair<const std::byte*, std::uint64_t>, kAtOnce> lines_{};
+  std::array<std::byte, kAtOnce * kLineBytes> gathered_;
   std::size_t count_ = 0;
 };
 
@@ -50,6 +61,10 @@ std::uint64_t sample_line(RoomId room, std::uint64_t unit, std::uint64_t unit_by
 }
 
 std::uint64_t last_line(const kv::KvLayout& layout, const PageUnit& unit, std::uint64_t used) {
+  if (used >= layout.page_size) {
+    return unit.end -
+           std::min(kLineBytes, unit.end - unit.begin);  // a full page, as nearly all are
+  }
   const std::uint64_t row_bytes = std::uint64_t{layout.head_dim} * layout.element_bytes;
   const std::uint64_t row = (unit.end - 1) / row_bytes;
   const std::uint64_t token = row % layout.page_size;

@@ -145,11 +145,11 @@ void KvSender::layers_ready(RoomId room, kv::LayerGroup group, std::uint32_t tok
   }
   const auto at = std::find(impl_->groups_.begin(), impl_->groups_.end(), group);
   KVD_CHECK(found->job_started && at != impl_->groups_.end());
-  KVD_CHECK(token_begin < token_end && token_end <= found->prompt.size());
+  KVD_CHECK(token_begin < token_end && token_end <= found->tokens);
   // A chunk's unfinished last page waits for the next chunk: no destination byte is written twice.
   const kv::KvLayout& layout = impl_->pool_->layout();
-  const std::uint32_t pages = token_end == found->prompt.size() ? layout.pages_for(token_end)
-                                                                : token_end / layout.page_size;
+  const std::uint32_t pages =
+      token_end == found->tokens ? layout.pages_for(token_end) : token_end / layout.page_size;
   impl_->write_pages(found, static_cast<std::size_t>(at - impl_->groups_.begin()), pages);
   if (found->link != nullptr && found->link->end.ok()) found->link->pipeline->pump();
   impl_->settle();
@@ -172,9 +172,8 @@ void KvSender::computed(RoomId room, const SampledToken& first, Duration queued,
     impl_->write_remaining(found);
     if (found->link->end.ok()) found->link->pipeline->pump();
     // The pages are final from here on, and the last of them are on their way while this hashes.
-    found->digest =
-        digest_pages(found->link->digest, *impl_->pool_, impl_->pool_->pages(found->lease),
-                     found->prompt.size(), found->id);
+    found->digest = digest_pages(found->link->digest, *impl_->pool_,
+                                 impl_->pool_->pages(found->lease), found->tokens, found->id);
     found->link->closing.push_back(room);
   }
   impl_->settle();

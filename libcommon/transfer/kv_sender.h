@@ -55,7 +55,7 @@ struct SenderOutcome {
 class SenderHost {
  public:
   virtual ~SenderHost() = default;
-  virtual void start_compute(const PrefillJob& job) = 0;
+  virtual void start_compute(PrefillJob job) = 0;
   // Stop computing `room`; answer with compute_stopped(room) once its pages are no longer touched.
   virtual void cancel_compute(RoomId room) = 0;
   virtual void room_over(RoomId room, const SenderOutcome& outcome) = 0;

@@ -79,7 +79,8 @@ struct SenderRoom {
   std::uint64_t request = 0;
   room::RoomState state = room::RoomState::kBootstrapping;
   room::Drain drain = room::Drain::kNone;
-  std::vector<TokenId> prompt;
+  std::vector<TokenId> prompt;  // until the engine gets it
+  std::uint32_t tokens = 0;     // of the prompt
   SamplingParams sampling;
   std::uint32_t choice = 0;
   TimePoint opened, deadline;

@@ -83,6 +83,7 @@ void KvSender::Impl::on_open_room(SenderLink* link, const control::Received& rec
   room->provider = link->capabilities().provider;
   room->request = open.request;
   room->prompt = std::move(open.prompt);
+  room->tokens = static_cast<std::uint32_t>(room->prompt.size());
   room->sampling = std::move(open.sampling);
   room->choice = open.choice;
   room->opened = clock_->now();
@@ -107,12 +108,12 @@ void KvSender::Impl::meet(SenderRoom* room) {
   room->met = true;
   send(room->link, room->id, proto::RoomOpened{room->request});
   log_info("room opened",
-           {{"room", room->id}, {"peer", room->link->peer}, {"tokens", room->prompt.size()}});
+           {{"room", room->id}, {"peer", room->link->peer}, {"tokens", room->tokens}});
 }
 
 Status KvSender::Impl::read_allocation(const SenderLink& link, const proto::Allocate& allocate,
                                        SenderRoom* room) {
-  const std::uint32_t wanted = pool_->layout().pages_for(room->prompt.size());
+  const std::uint32_t wanted = pool_->layout().pages_for(room->tokens);
   std::vector<PageIndex> pages;
   pages.reserve(wanted);
   for (const proto::PageRunInfo& run : allocate.runs) {
@@ -123,11 +124,7 @@ Status KvSender::Impl::read_allocation(const SenderLink& link, const proto::Allo
     for (std::uint32_t i = 0; i < run.count; ++i) pages.push_back(run.first + i);
   }
   if (pages.size() != wanted) return invalid_argument("wrong number of pages");
-  std::vector<PageIndex> sorted = pages;
-  std::sort(sorted.begin(), sorted.end());
-  if (std::adjacent_find(sorted.begin(), sorted.end()) != sorted.end()) {
-    return invalid_argument("a page is named twice");
-  }
+  // That no page is named twice was checked with the message.
   if (allocate.slot >= link.request.slot_count ||
       allocate.generation >= (1u << proto::kGenerationBits)) {
     return invalid_argument("slot out of range");
@@ -299,7 +296,7 @@ void KvSender::Impl::lease_sources() {
       source_line_.pop_front();
       continue;
     }
-    const std::uint32_t pages = pool_->layout().pages_for(room->prompt.size());
+    const std::uint32_t pages = pool_->layout().pages_for(room->tokens);
     if (pool_->counts().free < pages) return;
     auto lease = pool_->lease(pages, clock_->now());
     if (!lease.ok()) return;
@@ -307,7 +304,7 @@ void KvSender::Impl::lease_sources() {
     room->lease = *lease;
     pool_->assign(room->lease, room->id, room->link->peer);
     const std::uint32_t page_size = pool_->layout().page_size;
-    if (room->prompt.size() % page_size != 0) {
+    if (room->tokens % page_size != 0) {
       // Unused rows of the last page are zero, also in decode's copy of it.
       std::byte* last = pool_->page(pool_->pages(room->lease).back());
       std::fill_n(last, pool_->layout().page_bytes(), std::byte{0});
@@ -319,7 +316,7 @@ void KvSender::Impl::lease_sources() {
 void KvSender::Impl::start_compute(SenderRoom* room) {
   PrefillJob job;
   job.room = room->id;
-  job.prompt = room->prompt;
+  job.prompt = std::move(room->prompt);
   job.sampling = room->sampling;
   job.choice = room->choice;
   const auto pages = pool_->pages(room->lease);
@@ -328,7 +325,7 @@ void KvSender::Impl::start_compute(SenderRoom* room) {
   room->job_started = true;
   room->compute_began = clock_->now();
   log_debug("compute started", {{"room", room->id}, {"pages", job.pages.size()}});
-  host_->start_compute(job);
+  host_->start_compute(std::move(job));
 }
 
 // In settle(): the room is over for the peer; it is forgotten once the engine has let go of the
@@ -343,7 +340,7 @@ void KvSender::Impl::finish(SenderRoom* room) {
   if (!committed) {
     outcome.status = room->why.ok() ? Status(StatusCode::kFailed, "the room failed") : room->why;
   }
-  outcome.prompt_tokens = static_cast<std::uint32_t>(room->prompt.size());
+  outcome.prompt_tokens = room->tokens;
   outcome.bytes = room->bytes;
   outcome.writes = room->writes;
   outcome.pieces = room->pieces;

@@ -72,7 +72,7 @@ void KvSender::Impl::enqueue_control(SenderRoom* room, Tag tag) {
     record.epoch = link.epoch;
     record.incarnation = messenger_->self();
     record.generation = room->generation;
-    record.tokens = static_cast<std::uint32_t>(room->prompt.size());
+    record.tokens = room->tokens;
     record.pages = static_cast<std::uint32_t>(room->destination.size());
     record.digest = room->digest;
     record.first = room->first;

@@ -85,6 +85,10 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
     if (!joins) {
       writes.emplace_back();
       open_bytes = 0;
+      if (small && most_pieces > 1) {
+        writes.back().local.reserve(most_pieces);
+        writes.back().remote.reserve(most_pieces);
+      }
     }
     writes.back().local.push_back({piece.from, piece.bytes});
     writes.back().remote.push_back({piece.to, piece.bytes, map.region.key});

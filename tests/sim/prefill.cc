@@ -106,7 +106,7 @@ TimePoint Prefill::next_due(bool moved) {
   return next;
 }
 
-void Prefill::start_compute(const transfer::PrefillJob& job) {
+void Prefill::start_compute(transfer::PrefillJob job) {
   if (jobs_.contains(job.room)) world_->violation("a room is computed twice");
   for (std::uint32_t token = static_cast<std::uint32_t>(job.prompt.size());
        token % world_->options.layout.page_size != 0; ++token) {

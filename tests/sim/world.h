@@ -82,7 +82,7 @@ class Prefill final : public transfer::SenderHost {
   void tick();
   TimePoint next();
 
-  void start_compute(const transfer::PrefillJob& job) override;
+  void start_compute(transfer::PrefillJob job) override;
   void cancel_compute(RoomId room) override;
   void room_over(RoomId room, const transfer::SenderOutcome& outcome) override;
   proto::Load load() override { return {}; }

@@ -42,7 +42,7 @@ class PagesSender final : public node::LoopTask, public transfer::SenderHost {
   bool finished() const override { return exit_; }
   const Status& failure() const { return failure_; }
 
-  void start_compute(const transfer::PrefillJob& job) override;
+  void start_compute(transfer::PrefillJob job) override;
   void cancel_compute(RoomId room) override { sender_->compute_stopped(room); }
   void room_over(RoomId room, const transfer::SenderOutcome& outcome) override;
   proto::Load load() override;
@@ -210,9 +210,10 @@ void PagesSender::compute(const Job& job) {
   sender_->computed(job.room, first, Duration{0}, Duration{0});
 }
 
-void PagesSender::start_compute(const transfer::PrefillJob& job) {
+void PagesSender::start_compute(transfer::PrefillJob job) {
   jobs_.push_back({job.room, static_cast<std::uint32_t>(job.prompt.size()),
-                   verify_ ? job.pages : std::vector<PageIndex>(), job.groups, clock_.now()});
+                   verify_ ? std::move(job.pages) : std::vector<PageIndex>(), std::move(job.groups),
+                   clock_.now()});
 }
 
 void PagesSender::room_over(RoomId room, const transfer::SenderOutcome& outcome) {
