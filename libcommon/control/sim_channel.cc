@@ -232,6 +232,9 @@ std::unique_ptr<Channel> SimNetwork::open(const std::string& host, const std::st
   node.host = host;
   node.address = address;
   if (!address.empty()) impl_->bound[address] = id;
+  for (const auto& [other, peer] : impl_->nodes) {
+    if (!address.empty() && peer.dialled.contains(address)) impl_->woken.insert(peer.host);
+  }
   return std::make_unique<SimChannel>(impl_, id);
 }
 

@@ -22,7 +22,7 @@ void Decode::start() {
                                         world_->options.decode_pages);
   owners_.assign(pool->page_count(), {});
   for (PageIndex page = 0; page < pool->page_count(); ++page) fill_canary(page);
-  woken_ = true;
+  turn_.woken = true;
   channel = world_->network.open(host, address);
   messenger = std::make_unique<control::Messenger>(channel.get(), self, &world_->clock, nullptr);
   domain = world_->fabric.open_domain(host);
@@ -66,23 +66,13 @@ bool Decode::ready(const std::string& prefill) const {
   return false;
 }
 
-bool Decode::due() {
-  if (receiver == nullptr) return false;
-  if (stopped) {
-    woken_ = true;  // once it goes on
-    return false;
-  }
-  const bool completions = world_->fabric.take_woken(host);
-  const bool messages = world_->network.take_woken(host);
-  woken_ = woken_ || completions || messages;
-  return woken_ || next_ <= world_->clock.now();
-}
+bool Decode::due() { return alive() && turn_.due(world_, host, stopped); }
 
 void Decode::tick() {
-  woken_ = false;
-  next_ = kNever;
+  turn_.woken = false;
+  turn_.next = kNever;
   if (receiver == nullptr || stopped) {
-    woken_ = true;
+    turn_.woken = true;
     return;
   }
   while (auto message = messenger->receive()) receiver->on_message(*message);
@@ -101,13 +91,13 @@ void Decode::tick() {
     freed(sequence.lease);
   }
   open_waiting();
-  next_ = next_due();
+  turn_.next = next_due();
 }
 
 TimePoint Decode::next() {
   if (receiver == nullptr || stopped) return kNever;
-  if (!world_->options.only_due) next_ = next_due();
-  return next_;
+  if (!world_->options.only_due) turn_.next = next_due();
+  return turn_.next;
 }
 
 TimePoint Decode::next_due() const {
@@ -131,7 +121,7 @@ std::uint64_t Decode::request(const std::string& prefill, std::uint32_t tokens, 
   requests[id] = std::move(request);
   world_->owner_[id] = this;
   if (world_->on_step) world_->on_step(Step::kWaiting);
-  woken_ = true;
+  turn_.woken = true;
   waiting_.push_back({id, world_->clock.now(), world_->clock.now() + timeout, room});
   open_waiting();
   return id;
@@ -198,7 +188,7 @@ void Decode::abort(std::uint64_t id) {
   const std::uint32_t free = pool->counts().free;
   receiver->abort(id, "the client went away");
   if (pool->counts().free != free) on_pages_freed();
-  woken_ = true;
+  turn_.woken = true;
 }
 
 void Decode::on_committed(transfer::CommittedRoom room) {

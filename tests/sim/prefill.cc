@@ -27,7 +27,7 @@ void Prefill::start() {
   sender = std::make_unique<transfer::KvSender>(
       transfer_options(world_->options, fingerprint), pool.get(), messenger.get(),
       std::vector<fabric::Domain*>{domain.get()}, &world_->clock, &world_->rng, nullptr, this);
-  woken_ = true;
+  turn_.woken = true;
 }
 
 void Prefill::kill() {
@@ -42,23 +42,13 @@ void Prefill::kill() {
   stopped = false;
 }
 
-bool Prefill::due() {
-  if (sender == nullptr) return false;
-  if (stopped) {
-    woken_ = true;  // once it goes on
-    return false;
-  }
-  const bool completions = world_->fabric.take_woken(host);
-  const bool messages = world_->network.take_woken(host);
-  woken_ = woken_ || completions || messages;
-  return woken_ || next_ <= world_->clock.now();
-}
+bool Prefill::due() { return alive() && turn_.due(world_, host, stopped); }
 
 void Prefill::tick() {
-  const bool woken = std::exchange(woken_, false);
-  next_ = kNever;
+  const bool woken = std::exchange(turn_.woken, false);
+  turn_.next = kNever;
   if (sender == nullptr || stopped) {
-    woken_ = true;
+    turn_.woken = true;
     return;
   }
   while (auto message = messenger->receive()) {
@@ -82,13 +72,13 @@ void Prefill::tick() {
   }
   while (sender->poll()) {
   }
-  next_ = next_due(woken || !due.empty());
+  turn_.next = next_due(woken || !due.empty());
 }
 
 TimePoint Prefill::next() {
   if (sender == nullptr || stopped) return kNever;
-  if (!world_->options.only_due) next_ = next_due(true);
-  return next_;
+  if (!world_->options.only_due) turn_.next = next_due(true);
+  return turn_.next;
 }
 
 TimePoint Prefill::next_due(bool moved) {

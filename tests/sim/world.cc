@@ -54,6 +54,17 @@ kv::KvLayout tiny_layout() {
   return layout;
 }
 
+bool Turn::due(World* world, const std::string& host, bool stopped) {
+  if (stopped) {
+    woken = true;
+    return false;
+  }
+  const bool completions = world->fabric.take_woken(host);
+  const bool messages = world->network.take_woken(host);
+  woken = woken || completions || messages;
+  return woken || next <= world->clock.now();
+}
+
 World::World(std::uint64_t seed, WorldOptions the_options)
     : options(std::move(the_options)),
       rng(seed),

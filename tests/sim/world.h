@@ -70,6 +70,14 @@ transfer::TransferOptions transfer_options(const WorldOptions& options,
 
 class World;
 
+// When a worker is to have a turn: WorldOptions::only_due.
+struct Turn {
+  TimePoint next{0};
+  bool woken = true;
+  // Of a worker that runs; a stopped one has a turn once it goes on.
+  bool due(World* world, const std::string& host, bool stopped);
+};
+
 // The prefill process at one address; restart() gives it a new incarnation.
 class Prefill final : public transfer::SenderHost {
  public:
@@ -112,8 +120,7 @@ class Prefill final : public transfer::SenderHost {
   World* world_;
   std::vector<std::byte> memory_;
   std::map<RoomId, Job> jobs_;
-  TimePoint next_{0};
-  bool woken_ = true;
+  Turn turn_;
   int still_ = 0;  // turns since something moved
 };
 
@@ -209,8 +216,7 @@ class Decode final : public transfer::ReceiverHost {
   std::vector<std::byte> memory_;
   std::map<std::uint64_t, Lease> leases_;  // by lease id
   std::vector<Owner> owners_;              // by page
-  TimePoint next_{0};
-  bool woken_ = true;
+  Turn turn_;
   std::vector<Waiting> waiting_;
   std::vector<Sequence> sequences_;
 };
