@@ -22,11 +22,13 @@ ALLOWED = {
     # room's events and control's channel carry proto's messages: who drives both must name them.
     # Records wait in memory of the kind that the fabric writes from: device.
     "transfer": {"room", "kv", "fabric", "control", "proto", "device"},
-    "node": {"proto", "device", "kv", "room", "fabric", "control", "transfer", "engine", "router", "http"},
+    # Memory of its own, written to through fabric, ordered about through control.
+    "probe": {"proto", "device", "fabric", "control"},
+    "node": {"proto", "device", "kv", "room", "fabric", "control", "probe", "transfer", "engine", "router", "http"},
 }
 TOOL_DOORS = {"cli", "node"}
 MEASURING_TOOL_DOORS = TOOL_DOORS | {"proto", "device", "fabric", "control", "http", "engine", "transfer",
-                                     "kv", "room"}
+                                     "kv", "room", "probe"}
 MEASURING_TOOLS = {"kvd-probe", "kvd-bench"}
 
 # Header of a library -> the paths that may include it.

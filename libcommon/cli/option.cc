@@ -392,6 +392,27 @@ Option counts_option(std::string name, std::vector<std::uint32_t>* field, std::s
   return finished(std::move(option));
 }
 
+Option sizes_option(std::string name, std::vector<std::uint64_t>* field, std::string help,
+                    std::uint64_t min, std::uint64_t max) {
+  Option option = row(std::move(name), Option::Kind::kList, "SIZE...", std::move(help));
+  option.splits = true;
+  option.set = [field, min, max](const std::string& value) -> Status {
+    const auto bytes = parse_bytes(value);
+    if (!bytes.ok() || *bytes < min || *bytes > max) {
+      return bad_value(value, "sizes from " + bytes_text(min) + " to " + bytes_text(max));
+    }
+    field->push_back(*bytes);
+    return {};
+  };
+  option.clear = [field] { field->clear(); };
+  option.show = [field] {
+    std::vector<std::string> out;
+    for (const std::uint64_t bytes : *field) out.push_back(bytes_text(bytes));
+    return out;
+  };
+  return finished(std::move(option));
+}
+
 Option cpus_option(std::string name, std::vector<int>* field, std::string help) {
   Option option = row(std::move(name), Option::Kind::kList, "CPUS", std::move(help));
   option.splits = true;

@@ -105,6 +105,10 @@ Option list_option(std::string name, std::string metavar, std::vector<std::strin
 Option counts_option(std::string name, std::vector<std::uint32_t>* field, std::string help,
                      std::uint32_t min = 0,
                      std::uint32_t max = std::numeric_limits<std::uint32_t>::max());
+// Sizes as bytes_option takes them, by repetition or separated by commas or blanks. What is given
+// replaces the default.
+Option sizes_option(std::string name, std::vector<std::uint64_t>* field, std::string help,
+                    std::uint64_t min, std::uint64_t max);
 // CPU numbers and ranges: 0-3,8.
 Option cpus_option(std::string name, std::vector<int>* field, std::string help);
 

@@ -59,6 +59,7 @@ void Messenger::refuse(const Received& offender, const std::string& code, const 
 void Messenger::reject(const Incoming& incoming, std::size_t size, const Status& why,
                        const proto::Envelope& partial) {
   if (counted_) malformed_.add();
+  if (unreadable_) unreadable_(incoming.from, why);
   std::uint64_t suppressed = 0;
   if (log_limit_.allow(clock_->now(), &suppressed)) {
     log_warn("control message dropped", {{"why", why.message()},

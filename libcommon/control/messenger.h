@@ -8,6 +8,7 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "base/clock.h"
 #include "base/ids.h"
@@ -56,6 +57,11 @@ class Messenger {
     header.room = room;
     return channel_->send(peer, proto::encode(std::move(header), message));
   }
+  // Called with what receive() dropped because it could not be read, and why: kIncompatible is
+  // another protocol version or no kvd at all. For a client that wants to tell what it talks to.
+  void on_unreadable(std::function<void(PeerRef, const Status&)> handler) {
+    unreadable_ = std::move(handler);
+  }
   // Answers `offender` with Error and counts it.
   void refuse(const Received& offender, const std::string& code, const std::string& text);
 
@@ -69,6 +75,7 @@ class Messenger {
   Counter malformed_, stale_;
   bool counted_ = false;
   RateLimit log_limit_;
+  std::function<void(PeerRef, const Status&)> unreadable_;
 };
 
 }  // namespace kvd::control

@@ -22,6 +22,7 @@ Status check_exposure(const CommonOptions& options, bool binds_control) {
     KVD_RETURN_IF_ERROR(check_address("--listen", options.listen,
                                       options.insecure || !options.keys.empty(), "--keys FILE"));
   }
+  if (options.http.empty()) return {};
   return check_address("--http", options.http, options.insecure || !options.api_key.empty(),
                        "--api-key KEY");
 }

@@ -9,7 +9,7 @@
 namespace kvd::node {
 
 // kInvalidArgument: an address that cannot be read, or that nothing guards. `binds_control`:
-// --listen is bound at all.
+// --listen is bound at all. Without an HTTP address only the control channel counts.
 Status check_exposure(const CommonOptions& options, bool binds_control = true);
 
 }  // namespace kvd::node

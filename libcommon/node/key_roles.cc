@@ -16,6 +16,7 @@ std::string key_objection(const control::KeyRing* keys, const control::Received&
       needed = "route";
       break;
     case MessageType::kLeases:
+    case MessageType::kProbe:
       needed = "probe";
       break;
     default:

@@ -45,15 +45,14 @@ Result<std::unique_ptr<WorkerCore>> WorkerCore::start(const WorkerOptions& optio
   core->role_ = std::move(role);
   // Addresses first: a port that is taken is known at once, a model takes a second to load.
   KVD_RETURN_IF_ERROR(core->open_control());
-  std::string source = options.fabric_addr;
-  if (source.empty()) source = parse_host_port(options.common.listen)->host;
-  if (source == "*" || source == "0.0.0.0" || source == "::") {
-    if (!local_only) {
-      return invalid_argument("--listen " + options.common.listen +
-                              " names no interface for the KV transfer; give --fabric-addr HOST");
-    }
+  if (!local_only) {
+    const auto source = fabric_source(options.fabric_addr, options.common.listen);
+    if (!source.ok()) return source.status();
+    auto providers = ProviderSet::open(
+        {options.provider, options.device, *source, options.transfer.require_rdma});
+    if (!providers.ok()) return providers.status();
+    core->providers_ = std::move(*providers);
   }
-  if (!local_only) KVD_RETURN_IF_ERROR(core->open_providers(source));
   KVD_RETURN_IF_ERROR(core->load_model());
   Metrics& m = core->metrics_;
   const char* help = "KV pages by state.";
@@ -91,7 +90,7 @@ Status WorkerCore::load_model() {
   pool_ = std::make_unique<kv::PagePool>(info.layout, buffer_.data(), count);
   transfer.model = options_.served_model_name;
   transfer.fingerprint = info.fingerprint;
-  transfer.providers = providers_;
+  transfer.providers = providers_.names();
   transfer.dead_after = options_.common.dead_after;
   log_info("model loaded", {{"model", options_.served_model_name},
                             {"kernels", info.kernels},
@@ -110,70 +109,19 @@ Status WorkerCore::load_model() {
 
 // `local` sends from shared memory only; what decode receives into is its own.
 Status WorkerCore::allocate_pool(std::size_t bytes) {
-  if (role_ == "prefill" && offers("local")) {
+  if (role_ == "prefill" && providers_.offers("local")) {
     auto shared = device::HostBuffer::allocate(bytes, device::Backing::kShared);
     if (shared.ok()) {
       buffer_ = std::move(*shared);
       return {};
     }
-    if (providers_.size() == 1) return shared.status().with_context("provider local");
+    if (providers_.names().size() == 1) return shared.status().with_context("provider local");
     log_warn("provider not usable", {{"provider", "local"}, {"why", shared.status().message()}});
-    drop_provider("local");
+    providers_.drop("local");
   }
   auto buffer = device::HostBuffer::allocate(bytes);
   if (!buffer.ok()) return buffer.status().with_context("--kv-memory");
   buffer_ = std::move(*buffer);
-  return {};
-}
-
-bool WorkerCore::offers(std::string_view provider) const {
-  return std::find(providers_.begin(), providers_.end(), provider) != providers_.end();
-}
-
-void WorkerCore::drop_provider(std::string_view provider) {
-  std::erase(providers_, provider);
-  std::erase_if(domains_, [&](const std::unique_ptr<fabric::Domain>& domain) {
-    return domain->capabilities().provider == provider;
-  });
-}
-
-Status WorkerCore::open_providers(const std::string& source) {
-  std::vector<fabric::ProviderInfo> found = fabric::available_providers(source, options_.device);
-  if (options_.provider == "verbs") options_.provider = "verbs;ofi_rxm";  // as most people call it
-  if (!options_.provider.empty()) {
-    std::erase_if(found, [&](const auto& p) { return p.name != options_.provider; });
-    if (found.empty()) return fabric::explain_missing(options_.provider);
-  }
-  const bool local = !found.empty() && found.front().name == "local";
-  if (options_.provider.empty() && !local) {
-    log_info("local is not offered", {{"why", fabric::explain_missing("local").message()}});
-  }
-  const bool require_rdma = options_.transfer.require_rdma;
-  if (require_rdma) {
-    std::erase_if(found, [](const auto& p) { return !p.rdma; });
-    if (found.empty()) {
-      return {StatusCode::kNoProvider, "no RDMA provider at " + source +
-                                           " and --require-rdma forbids TCP and local; check the "
-                                           "device, or drop --require-rdma"};
-    }
-  }
-  Status last{StatusCode::kNoProvider, "no libfabric provider can use " + source};
-  for (const fabric::ProviderInfo& info : found) {
-    if (std::find(providers_.begin(), providers_.end(), info.name) != providers_.end()) continue;
-    auto domain = fabric::open_domain({info.name, source, options_.device});
-    if (!domain.ok()) {
-      last = domain.status();
-      log_warn("provider not usable", {{"provider", info.name}, {"why", last.message()}});
-      continue;
-    }
-    if ((*domain)->capabilities().emulated) {
-      log_warn("provider only emulates RMA: expect a fraction of the link's speed",
-               {{"provider", info.name}});
-    }
-    domains_.push_back(std::move(*domain));
-    providers_.push_back(info.name);
-  }
-  if (domains_.empty()) return last;
   return {};
 }
 
@@ -253,12 +201,6 @@ void WorkerCore::unexpected(const control::Received& message) {
       std::string(proto::to_string(type)) + " means nothing to a " + role_ + " worker");
 }
 
-std::vector<fabric::Domain*> WorkerCore::domains() const {
-  std::vector<fabric::Domain*> out;
-  for (const auto& domain : domains_) out.push_back(domain.get());
-  return out;
-}
-
 proto::Described WorkerCore::describe(const proto::Load& load) const {
   proto::Described out;
   out.role = role_;
@@ -268,10 +210,10 @@ proto::Described WorkerCore::describe(const proto::Load& load) const {
   out.model = options_.served_model_name;
   out.fingerprint = model().fingerprint;
   out.layout = transfer::to_info(model().layout);
-  out.providers = providers_;
+  out.providers = providers_.names();
   out.context = model().context;
   out.load = load;
-  if (offers("local")) out.scope = fabric::local_scope();
+  out.scope = providers_.scope();
   return out;
 }
 
@@ -359,10 +301,11 @@ std::string WorkerCore::ready_line() const {
       "{\"event\":\"ready\",\"program\":" + http::json_string(options_.common.program);
   if (!http_.empty()) line += ",\"http\":" + http::json_string("http://" + http_);
   line += ",\"control\":" + http::json_string(channel_->address());
-  if (!providers_.empty()) {
+  const std::vector<std::string>& providers = providers_.names();
+  if (!providers.empty()) {
     line += ",\"providers\":[";
-    for (std::size_t i = 0; i < providers_.size(); ++i) {
-      line += (i == 0 ? "" : ",") + http::json_string(providers_[i]);
+    for (std::size_t i = 0; i < providers.size(); ++i) {
+      line += (i == 0 ? "" : ",") + http::json_string(providers[i]);
     }
     line += "]";
   }

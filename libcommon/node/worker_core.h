@@ -23,6 +23,7 @@
 #include "http/server.h"
 #include "kv/page_pool.h"
 #include "node/options.h"
+#include "node/provider_set.h"
 #include "node/registry_client.h"
 #include "proto/link_messages.h"
 
@@ -43,7 +44,7 @@ class WorkerCore {
   kv::PagePool& pool() { return *pool_; }
   std::byte* slot_memory() const { return buffer_.data() + pool_->memory_bytes(); }
   control::Messenger& messenger() { return *messenger_; }
-  std::vector<fabric::Domain*> domains() const;
+  std::vector<fabric::Domain*> domains() const { return providers_.domains(); }
   // Options for KvSender/KvReceiver, filled with model, fingerprint and providers.
   const transfer::TransferOptions& transfer_options() const { return options_.transfer; }
   Incarnation incarnation() const { return incarnation_; }
@@ -76,9 +77,6 @@ class WorkerCore {
   WorkerCore() = default;
   Status load_model();
   Status allocate_pool(std::size_t bytes);
-  bool offers(std::string_view provider) const;
-  void drop_provider(std::string_view provider);
-  Status open_providers(const std::string& source_address);
   Status open_control();
   void update_gauges();
   // A wildcard address is of no use to others: with the host of --fabric-addr, else of --listen.
@@ -94,8 +92,7 @@ class WorkerCore {
   std::unique_ptr<engine::Engine> engine_;
   device::HostBuffer buffer_;
   std::unique_ptr<kv::PagePool> pool_;
-  std::vector<std::unique_ptr<fabric::Domain>> domains_;
-  std::vector<std::string> providers_;
+  ProviderSet providers_;
   std::optional<control::KeyRing> keys_;  // of --keys
   std::unique_ptr<control::Channel> channel_;
   std::unique_ptr<control::Messenger> messenger_;

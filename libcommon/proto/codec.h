@@ -55,6 +55,7 @@ struct OneOf {
 struct Bin {
   std::size_t max, min = 0;
 };
+constexpr std::size_t kMaxAddress = 256;  // of a fabric address, bytes
 struct TokenBin {  // little-endian int32, each at least 0
   std::size_t max, min = 0;
 };

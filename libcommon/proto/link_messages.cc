@@ -8,7 +8,6 @@ namespace {
 
 constexpr std::string_view kRoles[] = {"prefill", "decode", "route", "probe"};
 constexpr std::string_view kDigests[] = {"sample", "full", "off"};
-constexpr std::size_t kMaxAddress = 256;        // of a fabric address, bytes
 constexpr std::uint64_t kMaxStride = 1u << 30;  // a page is at most 1 GiB
 constexpr std::uint64_t kMaxDeadAfterMs = 3'600'000;
 

@@ -9,6 +9,9 @@ namespace {
 constexpr std::string_view kRoles[] = {"", "prefill", "decode", "route", "probe"};
 constexpr std::size_t kMaxLeases = 16384;
 constexpr std::size_t kMaxMembers = 4096;
+constexpr std::string_view kProbeOps[] = {"open",  "write", "verify", "sample",
+                                          "alive", "close", "dial"};
+constexpr std::string_view kProbeStates[] = {"queued", "done", "refused"};
 
 }  // namespace
 
@@ -55,16 +58,84 @@ static Status validate(const Leases&) { return {}; }
 template <typename V>
 void fields(V& v, Is<Probe> auto& m) {
   v.must("request", m.request, Uint{});
-  v.must("params", m.params, Text{Bounds::kMaxString});
+  v.must("op", m.op, OneOf{kProbeOps});
+  v.may("provider", m.provider, Text{64});
+  v.may("address", m.address, Bin{kMaxAddress});
+  v.may("dead_after_ms", m.dead_after_ms, Uint{0, ProbeBounds::kMs});
+  v.may("spin", m.spin, Flag{});
+  v.may("region_base", m.region_base, Uint{});
+  v.may("region_bytes", m.region_bytes, Uint{});
+  v.may("region_key", m.region_key, Uint{});
+  v.may("bytes", m.bytes, Uint{0, ProbeBounds::kBytes});
+  v.may("seed", m.seed, Uint{});
+  v.may("count", m.count, Uint{0, ProbeBounds::kCount});
+  v.may("depth", m.depth, Uint{0, ProbeBounds::kDepth});
+  v.may("time_ms", m.time_ms, Uint{0, ProbeBounds::kMs});
+  v.may("pattern", m.pattern, Flag{});
+  v.may("peer", m.peer, Text{});
 }
-static Status validate(const Probe&) { return {}; }
+static Status validate(const Probe& m) {
+  if (m.op == "open" && (m.provider.empty() || m.dead_after_ms == 0)) {
+    return invalid_argument("open names no provider or no dead_after_ms");
+  }
+  if ((m.op == "write" || m.op == "verify") && (m.bytes == 0 || m.count == 0)) {
+    return invalid_argument(m.op + " of no bytes");
+  }
+  if (m.op == "write" && m.depth == 0) return invalid_argument("write with no depth");
+  if (m.op == "dial" && (m.peer.empty() || m.bytes == 0 || m.time_ms == 0)) {
+    return invalid_argument("dial names no peer, no bytes or no time_ms");
+  }
+  if (m.region_base + m.region_bytes < m.region_base) {
+    return invalid_argument("region_bytes: the region wraps around");
+  }
+  return {};
+}
+
+template <typename V>
+void fields(V& v, Is<InterfaceCount> auto& m) {
+  v.must("name", m.name, Text{64, 1});
+  v.may("rdma", m.rdma, Flag{});
+  v.must("sent_bytes", m.sent_bytes, Uint{});
+  v.must("received_bytes", m.received_bytes, Uint{});
+  v.may("bits_per_s", m.bits_per_s, Uint{});
+  v.may("mtu_bytes", m.mtu_bytes, Uint{});
+}
 
 template <typename V>
 void fields(V& v, Is<ProbeResult> auto& m) {
   v.must("request", m.request, Uint{});
-  v.must("result", m.result, Text{Bounds::kMaxString});
+  v.must("state", m.state, OneOf{kProbeStates});
+  v.may("code", m.code, Text{64});
+  v.may("text", m.text, Prose{});
+  v.may("ahead", m.ahead, Uint{});
+  v.may("address", m.address, Bin{kMaxAddress});
+  v.may("region_base", m.region_base, Uint{});
+  v.may("region_bytes", m.region_bytes, Uint{});
+  v.may("region_key", m.region_key, Uint{});
+  v.may("max_inflight_bytes", m.max_inflight_bytes, Uint{});
+  v.may("max_bytes_per_s", m.max_bytes_per_s, Uint{});
+  v.may("max_rounds_per_s", m.max_rounds_per_s, Uint{});
+  v.may("libfabric", m.libfabric, Text{64});
+  v.may("rounds", m.rounds, Bin{8 * ProbeBounds::kRounds});
+  v.may("pages", m.pages, Uint{});
+  v.may("bad_pages", m.bad_pages, Uint{});
+  v.may("first_bad_page", m.first_bad_page, Uint{});
+  v.may("first_bad_offset", m.first_bad_offset, Uint{});
+  v.may("cpu_ns", m.cpu_ns, Uint{});
+  v.may("active_rdma_ports", m.active_rdma_ports, Uint{});
+  v.may("interfaces", m.interfaces, Maps{ProbeBounds::kInterfaces});
+  v.may("provider", m.provider, Text{64});
+  v.may("bytes_per_s", m.bytes_per_s, Uint{});
+  v.may("latency_ns", m.latency_ns, Uint{});
+  v.may("p99_ns", m.p99_ns, Uint{});
 }
-static Status validate(const ProbeResult&) { return {}; }
+static Status validate(const ProbeResult& m) {
+  if (m.rounds.size() % 8 != 0) return invalid_argument("rounds: no whole numbers");
+  if (m.region_base + m.region_bytes < m.region_base) {
+    return invalid_argument("region_bytes: the region wraps around");
+  }
+  return {};
+}
 
 template <typename V>
 void fields(V& v, Is<Join> auto& m) {

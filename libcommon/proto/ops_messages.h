@@ -45,17 +45,75 @@ struct Leases {
   std::uint32_t free = 0, leased = 0, sealed = 0, quarantined = 0;
 };
 
-// `ping` and `mesh`: what the far side is asked to do, and what it saw. `params` and `result` are
-// JSON.
+// Limits of Probe and ProbeResult. A message beyond them is malformed.
+struct ProbeBounds {
+  static constexpr std::uint64_t kBytes = 1u << 30;
+  static constexpr std::uint32_t kCount = 1u << 24;  // writes of a round, pages
+  static constexpr std::uint32_t kDepth = 1024;
+  static constexpr std::uint32_t kMs = 600'000;
+  static constexpr std::size_t kRounds = 65536;
+  static constexpr std::size_t kInterfaces = 64;
+};
+
+// `ping` and `mesh`: one step that the far side is asked for. A session begins with "open" and ends
+// with "close", or when its client was silent for dead_after_ms; "dial" stands alone.
 struct Probe {
   static constexpr MessageType kType = MessageType::kProbe;
-  std::uint64_t request = 0;
-  std::string params;
+  std::uint64_t request = 0;  // repeated in the answer; a repeated one is answered alike
+  std::string op;             // "open", "write", "verify", "sample", "alive", "close", "dial"
+  // open; dial: the provider of the pair, empty for the best
+  std::string provider;
+  std::string address;  // bin: fabric address of the client's endpoint
+  std::uint32_t dead_after_ms = 0;
+  bool spin = false;  // busy polling while the session lasts
+  // open: where the far side may write; no bytes: nowhere
+  std::uint64_t region_base = 0, region_bytes = 0, region_key = 0;
+  // write, verify, dial
+  std::uint64_t bytes = 0;    // of one write; of one page
+  std::uint64_t seed = 0;     // of the places; of the pattern
+  std::uint32_t count = 0;    // writes of a round; pages
+  std::uint32_t depth = 0;    // writes in flight
+  std::uint32_t time_ms = 0;  // rounds are repeated for so long
+  bool pattern = false;       // write: each page once, with the pattern of `seed`
+  std::string peer;           // dial: HOST:PORT
 };
+
+// What went through one network interface or RDMA port since it came up.
+struct InterfaceCount {
+  std::string name;  // "eth0", "mlx5_0/1"
+  bool rdma = false;
+  std::uint64_t sent_bytes = 0, received_bytes = 0;
+  std::uint64_t bits_per_s = 0;  // of the link; 0: nothing says
+  std::uint32_t mtu_bytes = 0;   // 0: nothing says
+};
+
 struct ProbeResult {
   static constexpr MessageType kType = MessageType::kProbeResult;
   std::uint64_t request = 0;
-  std::string result;
+  std::string state;  // "queued", "done", "refused"
+  // refused
+  std::string code;  // "no_provider", "busy", "forbidden", "invalid", "failed", "unreachable", ...
+  std::string text;
+  std::uint32_t ahead = 0;  // queued: sessions before this one
+  // open
+  std::string address;  // bin: fabric address of the endpoint that the client writes to
+  std::uint64_t region_base = 0, region_bytes = 0, region_key = 0;
+  std::uint64_t max_inflight_bytes = 0;  // 0: as the provider says
+  std::uint64_t max_bytes_per_s = 0;     // 0: no limit
+  std::uint32_t max_rounds_per_s = 0;    // 0: no limit
+  std::string libfabric;                 // version
+  // write: nanoseconds of each round, little-endian uint64
+  std::string rounds;  // bin
+  // verify
+  std::uint64_t pages = 0, bad_pages = 0;
+  std::uint64_t first_bad_page = 0, first_bad_offset = 0;
+  // sample
+  std::uint64_t cpu_ns = 0;  // processor time of the process; 0: it has other work
+  std::uint32_t active_rdma_ports = 0;
+  std::vector<InterfaceCount> interfaces;
+  // dial
+  std::string provider;
+  std::uint64_t bytes_per_s = 0, latency_ns = 0, p99_ns = 0;
 };
 
 // Worker -> registry, every 500 ms; answered with Members.

@@ -153,11 +153,16 @@ def main():
         decode = start("kvd-decode", *MOCK, "--prefill", prefill.control)
         route = start("kvd-route", "serve", "--http", "127.0.0.1:0", "--listen", "127.0.0.1:0", "--prefill",
                       prefill.control, "--decode", decode.control, "--log-level", "warn")
-        for daemon in (prefill, decode, route):
+        peer = start("kvd-probe", "serve", "--listen", "127.0.0.1:0", "--log-level", "warn")
+        for daemon in (prefill, decode, route, peer):
             check_document("ready", daemon.ready)
             seen.setdefault("ready", []).append(daemon.ready)
         check_generate(decode)
         check_operations(prefill, decode)
+        document("ping", 0, "kvd-probe", "ping", peer.control, "--time", "100ms", "--json")
+        document("ping", 1, "kvd-probe", "ping", peer.control, "--provider", "tcp", "--time", "100ms", "--bytes", "4KiB",
+                 "--min-gbps", "1000000", "--json")
+        document("ping", 4, "kvd-probe", "ping", NOBODY, "--timeout", "200ms", "--json")
     check_schema_refuses()
     print("json: %d documents of %d kinds" % (sum(map(len, seen.values())), len(seen)))
 

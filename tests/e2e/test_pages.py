@@ -49,7 +49,7 @@ def blocks(page):
 
 def is_daemon(command):
     words = [word for word in command.split() if "=" not in word or word.startswith("-")]
-    return words[0] in ("kvd-prefill", "kvd-decode") or words[:2] == ["kvd-route", "serve"]
+    return words[0] in ("kvd-prefill", "kvd-decode") or words[:2] in (["kvd-route", "serve"], ["kvd-probe", "serve"])
 
 
 class Session:

@@ -1,12 +1,13 @@
 // Plain scattered RMA writes between two processes over libfabric, with nothing of kvd: what the
 // ceiling of `kvd-bench pages` is compared with.
 //
-//   plain_writes PROVIDER WRITE_BYTES COUNT DEPTH PIECES SECONDS
+//   plain_writes PROVIDER|memcpy WRITE_BYTES COUNT DEPTH PIECES SECONDS
 //
 // A round is COUNT writes of PIECES pieces each, at random places of two pools of 512 MiB, at most
 // DEPTH in flight; the last one asks for delivery-complete and signals the receiver. Both sides
 // spin. Prints one line of JSON: the median of the rounds, on the sender's clock, from the first
-// post to the completion of the last write.
+// post to the completion of the last write. `memcpy` copies between the two pools in one process
+// and thread: what `local` is compared with.
 #include <netinet/in.h>
 #include <rdma/fabric.h>
 #include <rdma/fi_cm.h>
@@ -162,6 +163,37 @@ double round_of(Side* side, fi_addr_t peer, const Plan& plan, std::mt19937_64* r
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
 }
 
+double copies_of(char* from, char* to, const Plan& plan, std::mt19937_64* random) {
+  const std::size_t places = kPool / plan.bytes;
+  const auto begin = std::chrono::steady_clock::now();
+  for (std::size_t i = 0; i < plan.count; ++i) {
+    std::memcpy(to + (*random)() % places * plan.bytes, from + (*random)() % places * plan.bytes,
+                plan.bytes);
+  }
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+// The rates of rounds, sorted: those of the first moments are left out.
+template <typename Round>
+std::vector<double> rates_of(const Plan& plan, double seconds, Round round) {
+  std::vector<double> rates;
+  for (double spent = -0.2; spent < seconds || rates.size() < 5;) {
+    const double took = round();
+    if (spent >= 0) rates.push_back(static_cast<double>(plan.bytes * plan.count) / took);
+    spent += took;
+  }
+  std::sort(rates.begin(), rates.end());
+  return rates;
+}
+
+void print(const char* provider, const Plan& plan, const std::vector<double>& rates) {
+  std::printf(
+      "{\"provider\":\"%s\",\"write_bytes\":%zu,\"depth\":%zu,\"pieces\":%zu,\"rounds\":%zu,"
+      "\"bytes_per_s\":%.0f,\"p10\":%.0f,\"p90\":%.0f}\n",
+      provider, plan.bytes, plan.depth, plan.pieces, rates.size(), rates[rates.size() / 2],
+      rates[rates.size() / 10], rates[rates.size() * 9 / 10]);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -177,6 +209,14 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "plain_writes: a number is out of range\n");
     return 2;
   }
+  if (std::strcmp(argv[1], "memcpy") == 0) {
+    std::mt19937_64 places(1);
+    char* const from = make_pool();
+    char* const to = make_pool();
+    print(argv[1], plan,
+          rates_of(plan, seconds, [&] { return copies_of(from, to, plan, &places); }));
+    return 0;
+  }
   int fds[2];
   if (socketpair(AF_UNIX, SOCK_STREAM, 0, fds) != 0) return 3;
   const pid_t child = fork();
@@ -187,18 +227,9 @@ int main(int argc, char** argv) {
   if (fi_av_insert(side.av, theirs.data(), 1, &peer, 0, nullptr) != 1) return 3;
   std::mt19937_64 random(1);
   std::vector<void*> contexts(8 * plan.depth);
-  std::vector<double> rates;
-  for (double spent = -0.2; spent < seconds || rates.size() < 5;) {
-    const double took = round_of(&side, peer, plan, &random, contexts.data());
-    if (spent >= 0) rates.push_back(static_cast<double>(plan.bytes * plan.count) / took);
-    spent += took;
-  }
-  std::sort(rates.begin(), rates.end());
-  std::printf(
-      "{\"provider\":\"%s\",\"write_bytes\":%zu,\"depth\":%zu,\"pieces\":%zu,\"rounds\":%zu,"
-      "\"bytes_per_s\":%.0f,\"p10\":%.0f,\"p90\":%.0f}\n",
-      argv[1], plan.bytes, plan.depth, plan.pieces, rates.size(), rates[rates.size() / 2],
-      rates[rates.size() / 10], rates[rates.size() * 9 / 10]);
+  print(argv[1], plan, rates_of(plan, seconds, [&] {
+          return round_of(&side, peer, plan, &random, contexts.data());
+        }));
   kill(child, SIGKILL);
   return waitpid(child, nullptr, 0) == child ? 0 : 3;
 }

@@ -13,6 +13,7 @@
 #include "base/status.h"
 #include "device/host_buffer.h"
 #include "fabric/fabric.h"
+#include "probe/plain_writes.h"
 
 namespace kvd::tools {
 
@@ -27,12 +28,6 @@ struct SenderTimes {
   std::int64_t over_ns = 0;
   std::int64_t transfer_total_ns = 0, transfer_exposed_ns = 0;
   std::uint64_t bytes = 0, writes = 0, pieces = 0;
-};
-
-// Plain writes: `count` of `pieces` pieces each.
-struct PlainOrder {
-  std::uint64_t write_bytes = 0;
-  std::uint32_t pieces = 1, depth = 1, count = 0, seed = 0;
 };
 
 // kSync: answered when no room is left.
@@ -50,7 +45,7 @@ struct Mailbox {
 
   std::atomic<std::uint32_t> ordered{0}, done{0};
   Order order = Order::kNone;
-  PlainOrder plain;
+  probe::PlainOrder plain;
   std::int64_t plain_began_ns = 0;  // first write posted
 
   std::atomic<std::uint64_t> requests{0};  // entries of `times` that were written, ever

@@ -16,8 +16,9 @@
 #include "kvd-bench/page_sets.h"
 #include "kvd-bench/pages_domain.h"
 #include "kvd-bench/pages_sender.h"
-#include "kvd-bench/plain_writes.h"
 #include "node/event_loop.h"
+#include "probe/pattern.h"
+#include "probe/plain_writes.h"
 #include "proto/commit_record.h"
 #include "transfer/kv_receiver.h"
 
@@ -106,7 +107,7 @@ struct PagesPair::Impl final : transfer::ReceiverHost {
   std::unique_ptr<kv::PagePool> pool;
   std::unique_ptr<PageSets> sets;
   std::unique_ptr<fabric::Domain> domain;
-  std::unique_ptr<PlainTarget> plain;
+  std::unique_ptr<probe::PlainTarget> plain;
   std::unique_ptr<control::Channel> channel;
   std::unique_ptr<control::Messenger> messenger;
   std::unique_ptr<transfer::KvReceiver> receiver;
@@ -152,7 +153,7 @@ Status PagesPair::Impl::open(const std::string& provider, bool isolated) {
   if (!opened.ok()) return opened.status();
   domain = std::move(*opened);
   const TimePoint before = clock.now();
-  auto target = PlainTarget::open(domain.get(), buffer.data(), pool->memory_bytes());
+  auto target = probe::PlainTarget::open(domain.get(), buffer.data(), pool->memory_bytes());
   if (!target.ok()) return target.status();
   plain = std::move(*target);
   cold.register_ns = to_double(clock.now() - before);
@@ -311,7 +312,7 @@ void PagesPair::Impl::check_pages(const transfer::CommittedRoom& room) {
   const auto pages = pool->pages(room.lease);
   runs += kv::to_runs(pages).size();
   for (std::uint32_t i = 0; i < room.pages; ++i) {
-    if (!check_pattern(pool->page(pages[i]), plan.layout.page_bytes(), room.room.value, i)) {
+    if (probe::find_wrong(pool->page(pages[i]), plan.layout.page_bytes(), room.room.value, i)) {
       failure = {StatusCode::kCorrupted, "page " + std::to_string(i) +
                                              " of a request has other bytes "
                                              "than were sent"};
@@ -476,7 +477,7 @@ Result<KvRound> PagesPair::kv_round(std::uint32_t count, std::uint32_t concurren
   return round;
 }
 
-Result<PlainRound> PagesPair::plain_round(const PlainOrder& order) {
+Result<PlainRound> PagesPair::plain_round(const probe::PlainOrder& order) {
   Impl& impl = *impl_;
   impl.mailbox.box().plain = order;
   impl.landed = false;

@@ -81,7 +81,7 @@ class PagesPair {
   // `count` requests. `verify`: not to be timed. `rate` 0: closed loop of `concurrency`.
   Result<KvRound> kv_round(std::uint32_t count, std::uint32_t concurrency, bool verify,
                            double rate);
-  Result<PlainRound> plain_round(const PlainOrder& order);
+  Result<PlainRound> plain_round(const probe::PlainOrder& order);
 
  private:
   PagesPair();

@@ -6,7 +6,7 @@
 
 #include "common/measure.h"
 #include "kvd-bench/pages_domain.h"
-#include "kvd-bench/plain_writes.h"
+#include "probe/plain_writes.h"
 
 namespace kvd::tools {
 namespace {
@@ -36,7 +36,7 @@ class PagesRun {
   Status isolated();
   Status verify();
   Result<KvRound> kv_round();
-  Result<PlainRound> plain_round(PlainOrder order, std::uint64_t bytes);
+  Result<PlainRound> plain_round(probe::PlainOrder order, std::uint64_t bytes);
   bool tight() const;
 
   const PagesWatch& watch_;
@@ -69,8 +69,9 @@ Result<KvRound> PagesRun::kv_round() {
                          options.rate.value_or(0));
 }
 
-Result<PlainRound> PagesRun::plain_round(PlainOrder order, std::uint64_t bytes) {
+Result<PlainRound> PagesRun::plain_round(probe::PlainOrder order, std::uint64_t bytes) {
   order.seed = seed_++;
+  order.signal = true;
   order.count = static_cast<std::uint32_t>(
       std::max<std::uint64_t>(1, (bytes + order.write_bytes / 2) / order.write_bytes));
   return pair_->plain_round(order);
@@ -98,8 +99,8 @@ Status PagesRun::shape_ceiling() {
     return std::max<std::uint64_t>(
         1, (n + round->writes / 2) / std::max<std::uint64_t>(1, round->writes));
   };
-  const auto pieces =
-      static_cast<std::uint32_t>(std::min<std::uint64_t>(per_write(round->pieces), kMostPieces));
+  const auto pieces = static_cast<std::uint32_t>(
+      std::min<std::uint64_t>(per_write(round->pieces), probe::kMostPieces));
   // Whole cache lines a piece.
   const std::uint64_t piece =
       std::max<std::uint64_t>(64, per_write(round->bytes) / pieces / 64 * 64);
@@ -116,7 +117,7 @@ Status PagesRun::choose_depth() {
   std::map<std::uint64_t, std::vector<double>> rates;
   for (int round = 0; round < kDepthRounds; ++round) {
     for (const std::uint64_t part : {1, 2, 4}) {
-      PlainOrder order = out_.ceiling;
+      probe::PlainOrder order = out_.ceiling;
       order.depth = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, most / part));
       const auto plain = plain_round(order, round_bytes_ / kDepthPart);
       if (!plain.ok()) return plain.status();
@@ -167,7 +168,7 @@ bool PagesRun::tight() const {
 
 Status PagesRun::pairs() {
   const std::uint64_t at_once = pair_->capabilities().max_inflight_bytes / kMib;
-  PlainOrder mib;
+  probe::PlainOrder mib;
   mib.write_bytes = std::min(kMib, pair_->capabilities().max_write_bytes);
   mib.depth = static_cast<std::uint32_t>(std::max<std::uint64_t>(1, at_once));
   const auto more = [this] { return out_.pairs.empty() ? !stopped() : !over(); };

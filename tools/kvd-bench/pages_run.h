@@ -29,7 +29,7 @@ struct PagesResult {
 
   // A request, in the mean.
   double pages = 0, runs = 0, writes = 0, bytes = 0;
-  PlainOrder ceiling;  // its writes: bytes, pieces, and the depth that was best
+  probe::PlainOrder ceiling;  // its writes: bytes, pieces, and the depth that was best
   std::vector<RoundPair> pairs;
   std::vector<double> ceiling_1mib;  // bytes a second
   std::vector<RequestTimes> requests;

@@ -12,22 +12,14 @@
 #include "device/host_buffer.h"
 #include "kvd-bench/page_sets.h"
 #include "kvd-bench/pages_domain.h"
-#include "kvd-bench/plain_writes.h"
 #include "node/event_loop.h"
+#include "probe/pattern.h"
+#include "probe/plain_writes.h"
 #include "transfer/kv_sender.h"
 #include "transfer/wire.h"
 
 namespace kvd::tools {
 namespace {
-
-std::uint64_t pattern_word(std::uint64_t key, std::uint64_t at) {
-  std::uint64_t word = (key + at) * 0x9e3779b97f4a7c15ULL;
-  return word ^ (word >> 29);
-}
-
-std::uint64_t pattern_key(std::uint64_t room, std::uint32_t ordinal) {
-  return counter_random(room, 0x70616765ULL, ordinal);
-}
 
 class PagesSender final : public node::LoopTask, public transfer::SenderHost {
  public:
@@ -73,7 +65,7 @@ class PagesSender final : public node::LoopTask, public transfer::SenderHost {
   std::unique_ptr<control::Channel> channel_;
   std::unique_ptr<control::Messenger> messenger_;
   std::unique_ptr<transfer::KvSender> sender_;
-  std::unique_ptr<PlainWriter> plain_;
+  std::unique_ptr<probe::PlainWriter> plain_;
   std::vector<Job> jobs_, taken_;
   std::unordered_map<RoomId, std::pair<TimePoint, TimePoint>> computed_;  // started, computed
   Order order_ = Order::kNone;
@@ -111,8 +103,8 @@ Status PagesSender::start(const std::string& provider, bool isolated) {
   sender_ = std::make_unique<transfer::KvSender>(
       pages_transfer_options(plan_, provider), pool_.get(), messenger_.get(),
       std::vector<fabric::Domain*>{domain_.get()}, &clock_, &rng_, nullptr, this);
-  plain_ =
-      std::make_unique<PlainWriter>(domain_.get(), buffer_.data(), pool_->memory_bytes(), &clock_);
+  plain_ = std::make_unique<probe::PlainWriter>(domain_.get(), buffer_.data(),
+                                                pool_->memory_bytes(), &clock_);
 
   Mailbox& box = mailbox_->box();
   put_text(&box.control, channel_->address());
@@ -190,7 +182,8 @@ bool PagesSender::step_kv() {
   for (const Job& job : taken_) {
     if (verify_) {
       for (std::uint32_t i = 0; i < job.pages.size(); ++i) {
-        fill_pattern(pool_->page(job.pages[i]), plan_.layout.page_bytes(), job.room.value, i);
+        probe::fill_pattern(pool_->page(job.pages[i]), plan_.layout.page_bytes(), job.room.value,
+                            i);
       }
     }
     compute(job);
@@ -271,26 +264,6 @@ TimePoint PagesSender::next_deadline() const {
 }
 
 }  // namespace
-
-void fill_pattern(std::byte* page, std::uint64_t bytes, std::uint64_t room, std::uint32_t ordinal) {
-  const std::uint64_t key = pattern_key(room, ordinal);
-  for (std::uint64_t at = 0; at + 8 <= bytes; at += 8) {
-    const std::uint64_t word = pattern_word(key, at);
-    std::memcpy(page + at, &word, sizeof word);
-  }
-}
-
-bool check_pattern(const std::byte* page, std::uint64_t bytes, std::uint64_t room,
-                   std::uint32_t ordinal) {
-  const std::uint64_t key = pattern_key(room, ordinal);
-  std::uint64_t wrong = 0;
-  for (std::uint64_t at = 0; at + 8 <= bytes; at += 8) {
-    std::uint64_t word = 0;
-    std::memcpy(&word, page + at, sizeof word);
-    wrong |= word ^ pattern_word(key, at);
-  }
-  return wrong == 0;
-}
 
 int run_pages_sender(const PagesPlan& plan, const std::string& provider, bool isolated,
                      MailboxPair* mailbox) {

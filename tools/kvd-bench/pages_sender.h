@@ -13,9 +13,4 @@ namespace kvd::tools {
 int run_pages_sender(const PagesPlan& plan, const std::string& provider, bool isolated,
                      MailboxPair* mailbox);
 
-// Words of a page that tell its room, its place in the prompt and their own place.
-void fill_pattern(std::byte* page, std::uint64_t bytes, std::uint64_t room, std::uint32_t ordinal);
-bool check_pattern(const std::byte* page, std::uint64_t bytes, std::uint64_t room,
-                   std::uint32_t ordinal);
-
 }  // namespace kvd::tools

@@ -9,6 +9,7 @@
 #include "cli/suggest.h"
 #include "kvd-probe/doctor/checks.h"
 #include "kvd-probe/doctor/facts.h"
+#include "kvd-probe/findings.h"
 #include "kvd-probe/verbs.h"
 
 namespace kvd::tools {
@@ -126,27 +127,8 @@ std::string to_json(const DoctorFields& f, const std::vector<Finding>& findings)
     json.field(doctor::to_string(outcome), static_cast<std::uint64_t>(count(findings, outcome)));
   }
   json.end_object().key("checks").begin_array();
-  for (const Finding& finding : findings) {
-    json.begin_object().field("id", finding.id).field("status", doctor::to_string(finding.outcome));
-    json.field("title", finding.title).key("evidence").begin_array();
-    for (const std::string& line : finding.evidence) json.value(line);
-    json.end_array();
-    const auto optional = [&](const char* name, const std::string& text) {
-      json.key(name);
-      text.empty() ? json.null() : json.value(text);
-    };
-    optional("consequence", finding.consequence);
-    optional("remedy", finding.remedy);
-    optional("command", finding.command);
-    json.end_object();
-  }
+  for (const Finding& finding : findings) write_finding(&json, finding);
   return json.end_array().end_object().take() + "\n";
-}
-
-std::string capitals(std::string_view text) {
-  std::string out(text);
-  for (char& c : out) c = static_cast<char>(c - 'a' + 'A');
-  return out;
 }
 
 std::string to_text(const DoctorFields& f, const std::vector<Finding>& findings) {
@@ -155,17 +137,7 @@ std::string to_text(const DoctorFields& f, const std::vector<Finding>& findings)
     const bool good = outcome == Outcome::kPass || outcome == Outcome::kSkip;
     if (good && !f.all) continue;
     for (const Finding& finding : findings) {
-      if (finding.outcome != outcome) continue;
-      std::string head = capitals(doctor::to_string(outcome));
-      head.resize(8, ' ');
-      text += head + finding.id + ": " + finding.evidence.front() + "\n";
-      const std::string indent(8, ' ');
-      for (std::size_t i = 1; i < finding.evidence.size(); ++i) {
-        text += indent + finding.evidence[i] + "\n";
-      }
-      if (!finding.consequence.empty()) text += indent + "means: " + finding.consequence + "\n";
-      if (!finding.remedy.empty()) text += indent + "remedy: " + finding.remedy + "\n";
-      if (!finding.command.empty()) text += indent + "to know: " + finding.command + "\n";
+      if (finding.outcome == outcome) text += finding_text(finding);
     }
   }
   text += std::to_string(findings.size()) + " checks:";

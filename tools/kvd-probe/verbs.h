@@ -9,6 +9,8 @@ constexpr const char* kProbeProgram = "kvd-probe";
 
 Verb list_verb();
 Verb doctor_verb();
+Verb serve_verb();
+Verb ping_verb();
 Verb leaks_verb();
 
 }  // namespace kvd::tools

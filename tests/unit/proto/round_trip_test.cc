@@ -43,6 +43,57 @@ Register sample_register() {
   return m;
 }
 
+Probe sample_probe() {
+  Probe m;
+  m.request = 9;
+  m.op = "open";
+  m.provider = "tcp;ofi_rxm";
+  m.address = std::string("\x02\x00\xff\x01", 4);
+  m.dead_after_ms = 2000;
+  m.spin = true;
+  m.region_base = 0x7f0000000000;
+  m.region_bytes = 1u << 28;
+  m.region_key = 0xfedcba9876543210;
+  m.bytes = 65536;
+  m.seed = 17;
+  m.count = 64;
+  m.depth = 8;
+  m.time_ms = 1000;
+  m.pattern = true;
+  m.peer = "10.0.0.2:7300";
+  return m;
+}
+
+ProbeResult sample_probe_result() {
+  ProbeResult m;
+  m.request = 9;
+  m.state = "refused";
+  m.code = "busy";
+  m.text = "17 sessions wait";
+  m.ahead = 3;
+  m.address = std::string("\x02\x00\xff\x02", 4);
+  m.region_base = 1;
+  m.region_bytes = 1u << 28;
+  m.region_key = 0xfedcba9876543211;
+  m.max_inflight_bytes = 1u << 20;
+  m.max_bytes_per_s = 64u << 20;
+  m.max_rounds_per_s = 1000;
+  m.libfabric = "1.17";
+  m.rounds = std::string("\x01\x00\x00\x00\x00\x00\x00\x80", 8);
+  m.pages = 64;
+  m.bad_pages = 2;
+  m.first_bad_page = 5;
+  m.first_bad_offset = 4088;
+  m.cpu_ns = 123456789;
+  m.active_rdma_ports = 2;
+  m.interfaces = {{"eth0", false, 10, 11, 100'000'000, 1500}, {"mlx5_0/1", true, 12, 13, 0, 0}};
+  m.provider = "tcp";
+  m.bytes_per_s = 5'000'000'000;
+  m.latency_ns = 21'000;
+  m.p99_ns = 40'000;
+  return m;
+}
+
 OpenRoom sample_open_room() {
   OpenRoom m;
   m.request = 5;
@@ -129,8 +180,8 @@ std::vector<Sample> samples() {
       sample(Heartbeat{kLoad}),
       sample(Drain{}),
       sample(Leases{true, {{1, 2, true, 3, 4, "14-44,60", "AbortDrained"}}, 5, 6, 7, 8}),
-      sample(Probe{9, "{\"bytes\":1}"}),
-      sample(ProbeResult{9, "{}"}),
+      sample(sample_probe()),
+      sample(sample_probe_result()),
       sample(Join{"prefill", "127.0.0.1:7100", "http://127.0.0.1:8100", "m", kLoad}),
       sample(Leave{}),
       sample(Members{{{"decode", "127.0.0.1:7200", "http://127.0.0.1:8200", "m", 6, kLoad}}}),
