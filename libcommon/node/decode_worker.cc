@@ -41,7 +41,9 @@ class DecodeWorker final : public Daemon, LoopTask, engine::EngineSink {
   // LoopTask
   bool step() override;
   void wait_fds(std::vector<int>* out) const override;
-  bool may_wait() override { return receiver_ == nullptr || receiver_->may_wait(); }
+  bool may_wait() override {
+    return (receiver_ == nullptr || receiver_->may_wait()) && core_->may_wait();
+  }
   TimePoint next_deadline() const override;
   bool finished() const override;
   // EngineSink, on the engine's thread; the loop never waits for the engine.
@@ -191,6 +193,7 @@ bool DecodeWorker::step() {
     any = true;
   }
   if (receiver_ != nullptr && receiver_->poll()) any = true;
+  if (core_->poll_probe()) any = true;
   jobs_->poll(someone_left_.exchange(false));
   core_->tick(jobs_->load());
   update_prefills();
@@ -204,7 +207,7 @@ bool DecodeWorker::step() {
 }
 
 void DecodeWorker::wait_fds(std::vector<int>* out) const {
-  out->push_back(core_->messenger().channel().wait_fd());
+  core_->wait_fds(out);
   if (receiver_ != nullptr) receiver_->wait_fds(out);
 }
 

@@ -61,7 +61,7 @@ class PrefillWorker final : public Daemon,
   // LoopTask
   bool step() override;
   void wait_fds(std::vector<int>* out) const override;
-  bool may_wait() override { return sender_->may_wait(); }
+  bool may_wait() override { return sender_->may_wait() && core_->may_wait(); }
   TimePoint next_deadline() const override {
     return std::min(core_->next_deadline(), sender_->next_deadline());
   }
@@ -290,6 +290,7 @@ bool PrefillWorker::step() {
   }
   if (someone_left_.exchange(false)) drop_gone_halves();
   if (sender_->poll()) any = true;
+  if (core_->poll_probe()) any = true;
   core_->tick(load());
   if ((core_->drain_asked() || signals_->load() > 0) && !draining_.exchange(true)) {
     log_info("draining", {{"rooms", sender_->rooms()}});
@@ -300,7 +301,7 @@ bool PrefillWorker::step() {
 }
 
 void PrefillWorker::wait_fds(std::vector<int>* out) const {
-  out->push_back(core_->messenger().channel().wait_fd());
+  core_->wait_fds(out);
   sender_->wait_fds(out);
 }
 

@@ -54,6 +54,10 @@ Result<std::unique_ptr<WorkerCore>> WorkerCore::start(const WorkerOptions& optio
     core->providers_ = std::move(*providers);
   }
   KVD_RETURN_IF_ERROR(core->load_model());
+  if (!local_only) {
+    core->probe_ = std::make_unique<probe::ProbeTarget>(probe::worker_limits(), core->domains(),
+                                                        core->messenger_.get(), &core->clock_);
+  }
   Metrics& m = core->metrics_;
   const char* help = "KV pages by state.";
   core->free_ = m.gauge("kvd_pages", help, {{"state", "free"}});
@@ -237,6 +241,13 @@ bool WorkerCore::on_message(const control::Received& message, const proto::Load&
       (void)messenger_->send(message.from, envelope.from, describe(now)).ok();
       return true;
     }
+    case MessageType::kProbe:
+      if (probe_ == nullptr || !probe_->on_message(message)) {
+        messenger_->refuse(message, "unexpected",
+                           probe_ == nullptr ? "this worker computes prompts itself: it sends no KV"
+                                             : "a worker dials nobody for a probe");
+      }
+      return true;
     case MessageType::kLeases: {
       const auto body = proto::decode_body<proto::Leases>(envelope);
       if (!body.ok() || body->reply) return body.ok();
@@ -292,8 +303,16 @@ void WorkerCore::update_gauges() {
   oldest_.set(to_ms(pool_->oldest_lease(now)) / 1e3);
 }
 
+void WorkerCore::wait_fds(std::vector<int>* out) const {
+  out->push_back(channel_->wait_fd());
+  if (probe_ != nullptr) probe_->wait_fds(out);
+}
+
 TimePoint WorkerCore::next_deadline() const {
-  return registry_ == nullptr ? next_gauges_ : std::min(next_gauges_, registry_->next_deadline());
+  TimePoint next = next_gauges_;
+  if (registry_ != nullptr) next = std::min(next, registry_->next_deadline());
+  if (probe_ != nullptr) next = std::min(next, probe_->next_deadline());
+  return next;
 }
 
 std::string WorkerCore::ready_line() const {

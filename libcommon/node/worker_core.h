@@ -1,5 +1,5 @@
 // What kvd-prefill and kvd-decode have in common: model, pool, providers, control channel, metrics,
-// and the answers to Describe, Drain and Leases.
+// and the answers to Describe, Drain, Leases and Probe.
 //
 // Calling thread: start() anywhere, everything else on the loop's thread, except where 'any' is
 // said.
@@ -25,6 +25,7 @@
 #include "node/options.h"
 #include "node/provider_set.h"
 #include "node/registry_client.h"
+#include "probe/probe_target.h"
 #include "proto/link_messages.h"
 
 namespace kvd::node {
@@ -68,6 +69,11 @@ class WorkerCore {
   bool drain_asked() const { return drain_asked_; }
   // Sends Join, updates gauges. `load` as for heartbeats.
   void tick(const proto::Load& load);
+  // Serves who probes this worker, within probe::worker_limits(). True if anything happened.
+  bool poll_probe() { return probe_ != nullptr && probe_->poll(); }
+  // Of the control channel and of probes.
+  void wait_fds(std::vector<int>* out) const;
+  bool may_wait() { return probe_ == nullptr || probe_->may_wait(); }
   TimePoint next_deadline() const;
   std::string ready_line() const;
   // One line for /metrics: any thread.
@@ -97,6 +103,7 @@ class WorkerCore {
   std::unique_ptr<control::Channel> channel_;
   std::unique_ptr<control::Messenger> messenger_;
   std::unique_ptr<RegistryClient> registry_;
+  std::unique_ptr<probe::ProbeTarget> probe_;  // null without providers
   std::unique_ptr<http::Server> server_;
   bool drain_asked_ = false;
   kv::PageCounts shown_{UINT32_MAX, 0, 0, 0};

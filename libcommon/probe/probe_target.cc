@@ -17,6 +17,8 @@ namespace {
 
 constexpr std::uint64_t kVerifySlice = 256u << 10;  // bytes a step
 constexpr Duration kIdle{100'000'000};              // how often silence is looked for
+// Of the thread's time: what may be used at once after a pause, and what one turn can cost.
+constexpr Duration kBurst{4'000'000}, kLongestTurn{1'000'000};
 
 std::uint64_t process_cpu_ns() {
   rusage usage{};
@@ -151,8 +153,12 @@ void ProbeTarget::begin(Client client) {
   result.request = session->client.open.request;
   const Status status = open_session(session.get(), &result);
   if (!status.ok()) {
-    const bool provider = status.code() == StatusCode::kNoProvider;
-    refuse(session->client, result.request, provider ? "no_provider" : "failed", status.message());
+    const StatusCode code = status.code();
+    refuse(session->client, result.request,
+           code == StatusCode::kNoProvider        ? "no_provider"
+           : code == StatusCode::kInvalidArgument ? "invalid"
+                                                  : "failed",
+           status.message());
     return;
   }
   // Opening takes a while: the client could not be heard.
@@ -185,8 +191,8 @@ Status ProbeTarget::open_session(Session* session, proto::ProbeResult* result) {
     return {StatusCode::kNoProvider, "provider " + open.provider + " is not offered here"};
   }
   if (open.region_bytes != 0 && !limits_.writes_back) {
-    return {StatusCode::kNoProvider,
-            "a worker never writes to a client: --reverse needs a kvd-probe serve there"};
+    return invalid_argument(
+        "a worker never writes to a client: --reverse needs a kvd-probe serve there");
   }
   // What is written from must be shared where the other side copies (`local`).
   const bool shared = open.region_bytes != 0 && session->domain->capabilities().shared_sources;
@@ -324,8 +330,14 @@ proto::ProbeResult ProbeTarget::sample(const proto::Probe& probe) const {
 void ProbeTarget::charge(TimePoint began) {
   if (limits_.loop_share >= 1) return;
   const TimePoint now = clock_->now();
-  const double owed = static_cast<double>((now - began).count()) * (1 / limits_.loop_share - 1);
-  not_before_ = now + Duration(static_cast<std::int64_t>(owed));
+  const double earned = limits_.loop_share * static_cast<double>((now - credited_).count());
+  credit_ = std::min(kBurst, credit_ + Duration(static_cast<std::int64_t>(earned)));
+  credited_ = now;
+  // What takes longer was interrupted by somebody else.
+  credit_ -= std::min(now - began, kLongestTurn);
+  if (credit_ >= Duration(0)) return;
+  const double missing = static_cast<double>(-credit_.count());
+  not_before_ = now + Duration(static_cast<std::int64_t>(missing / limits_.loop_share));
 }
 
 bool ProbeTarget::step_session() {

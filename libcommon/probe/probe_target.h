@@ -106,7 +106,9 @@ class ProbeTarget {
   device::HostBuffer buffer_;
   std::unique_ptr<Session> session_;
   std::deque<Client> line_;
-  TimePoint not_before_{0};
+  // Time that the session may still take from the thread, at `credited_`.
+  Duration credit_{0};
+  TimePoint credited_{0}, not_before_{0};
 };
 
 }  // namespace kvd::probe

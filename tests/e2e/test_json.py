@@ -162,6 +162,7 @@ def main():
         document("ping", 0, "kvd-probe", "ping", peer.control, "--time", "100ms", "--json")
         document("ping", 1, "kvd-probe", "ping", peer.control, "--provider", "tcp", "--time", "100ms", "--bytes", "4KiB",
                  "--min-gbps", "1000000", "--json")
+        document("mesh", 4, "kvd-probe", "mesh", NOBODY, "127.0.0.1:2", "--timeout", "200ms", "--json")
         document("ping", 4, "kvd-probe", "ping", NOBODY, "--timeout", "200ms", "--json")
     check_schema_refuses()
     print("json: %d documents of %d kinds" % (sum(map(len, seen.values())), len(seen)))

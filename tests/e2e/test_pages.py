@@ -23,8 +23,8 @@ PORTS = {"7100": "kvd-prefill", "8100": "kvd-prefill", "7200": "kvd-decode", "82
 FIXTURES = {"kvd-prefill": "kvd-prefill --model m.gguf",
             "kvd-decode": "kvd-decode --model m.gguf --prefill 127.0.0.1:7100",
             "kvd-route": "kvd-route serve --prefill 127.0.0.1:7100 --decode 127.0.0.1:7200"}
-# Exit codes besides 0: this host may lack RDMA; a shortened measurement is partial.
-ALSO = {"--require-rdma": {1}, "kvd-bench": {7}}
+# Exit codes besides 0: this host may lack RDMA, or disturb a pair of a mesh; a shortened measurement is partial.
+ALSO = {"--require-rdma": {1}, "kvd-bench": {7}, "kvd-probe mesh": {1}}
 # Prints nothing when all is well.
 SILENT = (">", "uniq -c")
 ENVIRONMENT = {"KVD_LOG_LEVEL": "warn"}

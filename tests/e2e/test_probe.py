@@ -3,19 +3,23 @@
 
   test_probe.py          the verbs
   test_probe.py peers    peers that are absent, foreign, of another version, killed or stopped
+  test_probe.py mesh     a mesh of network namespaces, and workers as peers
   test_probe.py paired   ping against plain writes without kvd, and local against one memcpy: --pairs N
                          alternating measurements, whose median ratio must be within --within LOW,HIGH
 """
 import argparse
 import contextlib
 import json
+import os
 import signal
 import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import xml.etree.ElementTree
 
 import kvdtest
 from kvdtest import BIN, ROOT, check, cluster
@@ -275,6 +279,138 @@ def check_client_dies():
         check(d["complete"], "the next client is served")
 
 
+class Star:
+    """Hosts behind one switch: network namespaces with addresses 10.78.0.1 ..., and one for who measures."""
+
+    def __init__(self, hosts):
+        if os.geteuid() != 0:
+            kvdtest.skip("network namespaces need root")
+        self.tag = "kvdm%d" % os.getpid()
+        self.hub = self.tag + "h"
+        self.hosts = [self.tag + str(i) for i in range(hosts)]
+        try:
+            for namespace in (self.hub, *self.hosts):
+                self.ip("netns", "add", namespace)
+                self.ip("-n", namespace, "link", "set", "lo", "up")
+            self.ip("-n", self.hub, "link", "add", "br0", "type", "bridge")
+            self.ip("-n", self.hub, "addr", "add", "10.78.0.254/24", "dev", "br0")
+            self.ip("-n", self.hub, "link", "set", "br0", "up")
+            for i, namespace in enumerate(self.hosts):
+                self.ip("link", "add", "eth0", "netns", namespace, "type", "veth", "peer", "name", "p%d" % i, "netns",
+                        self.hub)
+                self.ip("-n", self.hub, "link", "set", "p%d" % i, "master", "br0", "up")
+                self.ip("-n", namespace, "addr", "add", self.address(i) + "/24", "dev", "eth0")
+                self.ip("-n", namespace, "link", "set", "eth0", "up")
+        except subprocess.CalledProcessError as e:
+            self.close()
+            kvdtest.skip("cannot make network namespaces here: %s" % (e.stderr or e))
+
+    @staticmethod
+    def ip(*args):
+        subprocess.run(["ip", *args], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+
+    @staticmethod
+    def address(i):
+        return "10.78.0.%d" % (i + 1)
+
+    def shape(self, i, rate):
+        for namespace, device in ((self.hosts[i], "eth0"), (self.hub, "p%d" % i)):
+            subprocess.run(["ip", "netns", "exec", namespace, "tc", "qdisc", "add", "dev", device, "root", "tbf", "rate",
+                            rate, "burst", "256kb", "latency", "50ms"], check=True)
+
+    def close(self):
+        for namespace in (self.hub, *self.hosts):
+            subprocess.run(["ip", "netns", "del", namespace], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def mesh(hub, peers, *args, code=0):
+    done = kvdtest.run_in(hub, BIN / "kvd-probe", "mesh", *peers, "--json", *args, timeout=110)
+    check(done.returncode == code, "mesh: status %d, not %d\n%s%s" % (done.returncode, code, done.stdout, done.stderr))
+    document = json.loads(done.stdout)
+    check_document("mesh", document)
+    return document
+
+
+def check_mesh():
+    """Four hosts, one of them behind 100 Mbit/s: that one is marked and no other; then one of them dies."""
+    star = Star(4)
+    try:
+        star.shape(2, "100mbit")
+        with cluster() as start, tempfile.TemporaryDirectory() as folder:
+            serves = [start("kvd-probe", "serve", "--listen", star.address(i) + ":7300", "--insecure", "--log-level",
+                            "warn", netns=host) for i, host in enumerate(star.hosts)]
+            peers = [serve.control for serve in serves]
+            page = os.path.join(folder, "mesh.html")
+            d = mesh(star.hub, peers, "--time", "400ms", "--html", page, code=1)
+            check(d["complete"] and len(d["pairs"]) == 12, "every pair, both ways")
+            check([p["slow"] for p in d["peers"]] == [False, False, True, False], "slow peers: %s" % d["peers"])
+            for pair in d["pairs"]:
+                check(pair["slow"] == (peers[2] in (pair["from"], pair["to"])), "slow pairs: %s" % pair)
+                check(pair["provider"] == "tcp" and not pair["downgraded"], "provider: %s" % pair)
+            with open(page, encoding="utf-8") as f:
+                text = f.read()
+            xml.etree.ElementTree.fromstring(text.replace("<!DOCTYPE html>", ""))
+            check(text.count('class="heat mark"') == 6 and "http://" not in text.replace("http://www.w3.org", ""), "page")
+            one = kvdtest.run_in(star.hosts[0], BIN / "kvd-probe", "ping", peers[1], "--json", *QUICK)
+            path = next(f for f in json.loads(one.stdout)["findings"] if f["id"] == "path")
+            check("over eth0 here and eth0 there" in path["evidence"][0], "path: %s" % path)
+            serves[3].kill()
+            d = mesh(star.hub, peers, "--time", "200ms", "--timeout", "2s", code=7)
+            bad = [pair for pair in d["pairs"] if pair["error"]]
+            check(len(bad) == 6 and all(peers[3] in (pair["from"], pair["to"]) for pair in bad), "errors: %s" % bad)
+            check(d["peers"][3]["error"]["code"] == "unavailable" and not d["complete"], "the dead one: %s" % d["peers"])
+    finally:
+        star.close()
+
+
+def check_mesh_refusals():
+    for args, words in (((NOBODY,), "2 to 256"), (("a:1", "nonsense"), "HOST:PORT"), ((NOBODY, NOBODY), "twice")):
+        done = probe("mesh", *args, code=2)
+        check(words in done.stderr, "%s says: %s" % (args, done.stderr))
+    d = json.loads(probe("mesh", NOBODY, "127.0.0.1:2", "--json", "--timeout", "300ms", code=4).stdout)
+    check_document("mesh", d)
+
+
+def check_workers():
+    """A worker is probed while it serves: requests do not notice, pages are left alone, and it dials nobody."""
+    mock = (*kvdtest.WORKER, "--engine", "mock", "--shape", "tiny", "--kv-memory", "4MiB", "--mock-compute", "20",
+            "--log-level", "error")
+    with cluster() as start:
+        prefill = start("kvd-prefill", *mock)
+        decode = start("kvd-decode", *mock, "--prefill", prefill.control)
+
+        def serve_for(seconds):
+            answers, end = [], time.monotonic() + seconds
+            while time.monotonic() < end or not answers:
+                began = time.monotonic()
+                answer = kvdtest.complete(decode.http, prompt="one prompt for all of them", max_tokens=32, temperature=0)
+                answers.append((answer["choices"][0]["text"], time.monotonic() - began))
+            return answers
+
+        quiet = serve_for(1.5)
+        results = []
+        for worker in (prefill, decode):
+            for provider in ("tcp", "local"):
+                asked = threading.Thread(target=lambda w=worker, p=provider: results.append(
+                    ping(w.control, "--provider", p, "--bytes", "4KiB", "1MiB", "--time", "400ms")))
+                asked.start()
+                busy = serve_for(0.1)
+                while asked.is_alive():
+                    busy += serve_for(0.1)
+                asked.join()
+                check({text for text, _ in busy} == {quiet[0][0]}, "the same answers")
+        check(len(results) == 4 and all(r["complete"] and r["limited"] for r in results), "workers are probed")
+        check(all(r["cpu_ns_per_gib"]["there"] is None for r in results), "a worker has other work")
+        check(ping(decode.control, "--provider", "tcp", "--reverse", code=2)["error"]["code"] == "invalid_argument",
+              "a worker never writes to a client")
+        for worker in (prefill, decode):
+            kvdtest.wait_until("no page is held", lambda w=worker: w.pages("leased") + w.pages("quarantined") == 0)
+        peer = serve(start)
+        d = json.loads(probe("mesh", peer.control, decode.control, "--json", "--time", "300ms").stdout)
+        check_document("mesh", d)
+        check([(p["from"], p["to"]) for p in d["pairs"]] == [(peer.control, decode.control)], "a worker is a target only")
+
+
 def plain(mode, size):
     name = {"tcp": "net", "tcp;ofi_rxm": "tcp;ofi_rxm"}.get(mode, mode)
     done = subprocess.run([BIN / "test" / "kvd_plain_writes", name, str(size["bytes"]), str(size["writes"]),
@@ -312,7 +448,7 @@ def paired(arguments):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", nargs="?", default="verbs", choices=("verbs", "peers", "paired"))
+    parser.add_argument("what", nargs="?", default="verbs", choices=("verbs", "peers", "mesh", "paired"))
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--within", default="0.9,1.1")
     parser.add_argument("--memcpy", type=float, default=0.85)
@@ -321,6 +457,7 @@ def main():
         paired(arguments)
         return
     parts = {"verbs": (check_refusals, check_results, check_gates, check_queue),
+             "mesh": (check_mesh_refusals, check_workers, check_mesh),
              "peers": (check_foreign, check_either_first, check_ends, check_client_dies)}
     for part in parts[arguments.what]:
         part()

@@ -4,7 +4,7 @@
 #include <cmath>
 
 #include "base/units.h"
-#include "kvd-bench/html.h"
+#include "common/html.h"
 #include "kvd-bench/results.h"
 
 namespace kvd::tools {

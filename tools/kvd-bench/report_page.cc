@@ -4,9 +4,9 @@
 #include <map>
 
 #include "cli/version.h"
+#include "common/html.h"
 #include "kvd-bench/charts.h"
 #include "kvd-bench/compare.h"
-#include "kvd-bench/html.h"
 #include "kvd-bench/report_runs.h"
 
 namespace kvd::tools {

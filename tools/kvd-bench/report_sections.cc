@@ -2,9 +2,9 @@
 #include <array>
 #include <map>
 
+#include "common/html.h"
 #include "kvd-bench/charts.h"
 #include "kvd-bench/figures.h"
-#include "kvd-bench/html.h"
 #include "kvd-bench/report_runs.h"
 
 namespace kvd::tools {

@@ -8,8 +8,8 @@ namespace kvd::tools {
 namespace {
 
 int probe_main(int argc, const char* const* argv) {
-  const std::vector<Verb> verbs = {list_verb(), doctor_verb(), serve_verb(), ping_verb(),
-                                   leaks_verb()};
+  const std::vector<Verb> verbs = {list_verb(), doctor_verb(), serve_verb(),
+                                   ping_verb(), mesh_verb(),   leaks_verb()};
   cli::Program program;
   program.name = kProbeProgram;
   program.summary = "look into a host and a running cluster";

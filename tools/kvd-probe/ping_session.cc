@@ -266,6 +266,7 @@ Status PingSession::ask(proto::Probe probe, Duration deadline, const std::string
   if (answer_->state == "done") return {};
   const StatusCode code = answer_->code == "no_provider" ? StatusCode::kNoProvider
                           : answer_->code == "busy"      ? StatusCode::kUnavailable
+                          : answer_->code == "invalid"   ? StatusCode::kInvalidArgument
                                                          : StatusCode::kFailed;
   return {code, options_.peer + " refuses: " + answer_->text};
 }

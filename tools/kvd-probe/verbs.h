@@ -11,6 +11,7 @@ Verb list_verb();
 Verb doctor_verb();
 Verb serve_verb();
 Verb ping_verb();
+Verb mesh_verb();
 Verb leaks_verb();
 
 }  // namespace kvd::tools

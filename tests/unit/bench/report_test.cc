@@ -2,8 +2,8 @@
 #include <limits>
 
 #include "base/units.h"
+#include "common/html.h"
 #include "kvd-bench/charts.h"
-#include "kvd-bench/html.h"
 #include "kvd-bench/report_page.h"
 #include "sample_results.h"
 

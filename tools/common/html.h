@@ -1,4 +1,4 @@
-// Text for the page of `kvd-bench report`: escaping, numbers, and what the page begins and ends
+// Text for the pages of `kvd-bench report` and `kvd-probe mesh`: escaping, numbers, and what the page begins and ends
 // with. The page is HTML that is well-formed XML too, needs no network and no script, and forbids
 // both by its own policy.
 #pragma once

@@ -1,4 +1,4 @@
-#include "kvd-bench/html.h"
+#include "common/html.h"
 
 #include <array>
 #include <cstdio>
@@ -54,6 +54,8 @@ th, td { text-align: left; vertical-align: top; padding: .25rem .75rem .25rem 0;
 thead th { color: var(--soft); font-weight: 600; }
 tbody th { font-weight: 400; }
 .change { margin-left: .4em; }
+.heat { display: block; padding: .25rem .5rem; border-radius: 3px; color: #14171a; }
+.mark { outline: 2px solid var(--bad); outline-offset: -2px; font-weight: 600; }
 .worse { color: var(--bad); font-weight: 600; }
 .better { color: var(--good); font-weight: 600; }
 .differs { font-weight: 600; background: var(--band); }
