@@ -25,8 +25,8 @@ bool available();
 // A row of activations: its high parts, then its low ones. The line behind them keeps rows of a
 // power of two of columns from falling on each other in the caches.
 std::size_t row_bytes(std::uint32_t columns);
-// Blocks [begin, end) of such a row.
-void to_parts(const float* row, std::uint32_t columns, std::uint32_t begin, std::uint32_t end,
+// Blocks [begin, end) of such a row. It knows no offsets: bf16 has no use for them.
+void to_parts(const float* row, std::uint32_t columns, std::uint32_t begin, std::uint32_t end, bool,
               std::byte* out);
 
 constexpr bool has_low_weights(PanelType type) {

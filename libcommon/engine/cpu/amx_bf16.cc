@@ -161,7 +161,7 @@ std::size_t row_bytes(std::uint32_t columns) {
   return std::size_t{columns + kBlock - 1} / kBlock * 2 * kStepRowBytes + 64;
 }
 
-void to_parts(const float* row, std::uint32_t columns, std::uint32_t begin, std::uint32_t end,
+void to_parts(const float* row, std::uint32_t columns, std::uint32_t begin, std::uint32_t end, bool,
               std::byte* out) {
   const std::size_t low = columns / kBlock * std::size_t{kStepRowBytes};
   for (std::size_t b = begin; b < end; ++b) {

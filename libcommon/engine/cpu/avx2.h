@@ -10,6 +10,7 @@
 #include "engine/cpu/kernels.h"
 
 #define KVD_INLINE static inline __attribute__((always_inline))
+#define KVD_MEMBER inline __attribute__((always_inline))
 
 namespace kvd::engine::cpu::avx2 {
 
@@ -33,6 +34,33 @@ KVD_INLINE void multiply_add(__m256i& acc, __m256i w, __m256i x) {
   __m256i product;
   asm("vpmaddubsw %3, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(acc), "=&x"(product) : "x"(w), "x"(x));
 }
+
+// Sums of the four bytes of each 32-bit lane; unsigned bytes, or signed ones.
+KVD_INLINE __m256i sum_unsigned(__m256i bytes) {
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(bytes, _mm256_set1_epi8(1)), _mm256_set1_epi16(1));
+}
+KVD_INLINE __m256i sum_signed(__m256i bytes) {
+  return _mm256_madd_epi16(_mm256_maddubs_epi16(_mm256_set1_epi8(1), bytes), _mm256_set1_epi16(1));
+}
+
+// Where the parts of T tokens' rows of int8 activations are (kernels.h).
+template <int T>
+struct Int8Rows {
+  const std::uint8_t* values[T];
+  const float* scales[T];
+  const float* sums[T];
+  const float* offsets[T];
+
+  KVD_MEMBER Int8Rows(const Activations& x, std::uint32_t row, std::size_t columns) {
+    for (std::uint32_t t = 0; t < T; ++t) {
+      const std::byte* at = x.quantized + (row + t) * x.quantized_stride;
+      values[t] = reinterpret_cast<const std::uint8_t*>(at);
+      scales[t] = reinterpret_cast<const float*>(at + columns);
+      sums[t] = scales[t] + columns / kBlock;
+      offsets[t] = sums[t] + columns / kBlock;
+    }
+  }
+};
 
 KVD_INLINE __m256i load(const std::uint8_t* at) {
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(at));

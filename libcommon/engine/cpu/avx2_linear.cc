@@ -14,40 +14,51 @@ namespace {
 
 constexpr std::uint32_t kTile = 4;        // tokens
 constexpr std::uint32_t kDirectRows = 8;  // up to so many tokens nibbles are used where they lie
-constexpr std::uint32_t kUnpackedBytes = 640;  // a block: 512 values, 16 f32 d, 16 f32 m
+// A block: 512 values, then 16 f32 each of d, m, and the sum of d * q.
+constexpr std::uint32_t kUnpackedBytes = 704;
 
-// Where the tokens of a tile are.
-struct QuantizedRows {
-  const std::uint8_t* values[kTile];
-  const float* scales[kTile];
-  const float* sums[kTile];
+// What eight weight rows of a block are in floats: w = d * q + m, and the sum of d * q over it.
+struct Scales {
+  __m256 d, m, total;
 };
 
-// Adds one block's integer sums into the tile's floats: sums += d w_d * acc + s * w_m.
-template <int T>
-KVD_INLINE void add_block(const __m256i (&acc)[T][2], const QuantizedRows& x, std::size_t block,
-                          const __m256 (&d)[2], const __m256 (&m)[2], float* sums) {
+// Adds one block's integer sums into the tile's floats.
+template <int T, bool kOffsets>
+KVD_INLINE void add_block(const __m256i (&acc)[T][2], const Int8Rows<T>& x, std::size_t block,
+                          const Scales (&w)[2], float* sums) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (int t = 0; t < T; ++t) {
     const __m256 scale = _mm256_set1_ps(x.scales[t][block]);
-    const __m256 total = _mm256_set1_ps(x.sums[t][block]);
+    const __m256 all = _mm256_set1_ps(x.sums[t][block]);
+    const __m256 offset = _mm256_set1_ps(x.offsets[t][block]);
     for (int h = 0; h < 2; ++h) {
       float* to = sums + t * 16 + h * 8;
       const __m256 dot = _mm256_cvtepi32_ps(_mm256_madd_epi16(acc[t][h], ones));
-      __m256 sum = _mm256_fmadd_ps(dot, _mm256_mul_ps(d[h], scale), _mm256_load_ps(to));
-      sum = _mm256_fmadd_ps(m[h], total, sum);
+      __m256 sum = _mm256_fmadd_ps(dot, _mm256_mul_ps(w[h].d, scale), _mm256_load_ps(to));
+      if constexpr (kOffsets) sum = _mm256_fmadd_ps(w[h].total, offset, sum);
+      sum = _mm256_fmadd_ps(w[h].m, all, sum);
       _mm256_store_ps(to, sum);
     }
   }
+  // The sums stay in memory: in registers GCC would spill them, and the integer ones with them.
+  asm("" : "+m"(*reinterpret_cast<float(*)[T * 16]>(sums)));
+}
+
+// Of rows 8h..8h+7 of a kQ4 block; `bytes`: its 32 columns' values added up, four bytes a row.
+KVD_INLINE Scales q4_scales(const std::uint8_t* block, std::size_t h, __m256i bytes) {
+  const __m256 d = half8(block + 256 + h * 16);
+  return {d, half8(block + 288 + h * 16),
+          _mm256_mul_ps(d, _mm256_cvtepi32_ps(sum_unsigned(bytes)))};
 }
 
 // From nibbles, for few tokens: the panel is read once from memory.
-template <int T>
-void tile_q4(const std::uint8_t* block, std::size_t blocks, const QuantizedRows& x, float* sums) {
+template <int T, bool kOffsets>
+void tile_q4(const std::uint8_t* block, std::size_t blocks, const Int8Rows<T>& x, float* sums) {
   const __m256i low = _mm256_set1_epi8(15);
   for (std::size_t b = 0; b < blocks; ++b, block += kQ4BlockBytes) {
     __m256i acc[T][2];
     for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = _mm256_setzero_si256();
+    __m256i bytes0 = _mm256_setzero_si256(), bytes1 = bytes0;  // at most 8 * 15
 #pragma GCC unroll 1
     for (std::size_t unit = 0; unit < 4; ++unit) {
       const __m256i w0 = load(block + unit * 64), w1 = load(block + unit * 64 + 32);
@@ -65,33 +76,41 @@ void tile_q4(const std::uint8_t* block, std::size_t blocks, const QuantizedRows&
         multiply_add(acc[t][0], high0, v);
         multiply_add(acc[t][1], high1, v);
       }
+      bytes0 = _mm256_add_epi8(bytes0, _mm256_add_epi8(low0, high0));
+      bytes1 = _mm256_add_epi8(bytes1, _mm256_add_epi8(low1, high1));
     }
-    const __m256 d[2] = {half8(block + 256), half8(block + 272)};
-    const __m256 m[2] = {half8(block + 288), half8(block + 304)};
-    add_block<T>(acc, x, b, d, m, sums);
+    const Scales w[2] = {q4_scales(block, 0, bytes0), q4_scales(block, 1, bytes1)};
+    add_block<T, kOffsets>(acc, x, b, w, sums);
   }
 }
 
 void unpack_q4(const std::uint8_t* from, std::size_t blocks, std::uint8_t* to) {
   const __m256i low = _mm256_set1_epi8(15);
   for (std::size_t b = 0; b < blocks; ++b, from += kQ4BlockBytes, to += kUnpackedBytes) {
+    __m256i bytes[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     for (std::size_t i = 0; i < 8; ++i) {
       const __m256i w = load(from + i * 32);
       // Unit i / 2, its rows 0-7 or 8-15: the low nibbles are 4 columns, the high ones the next 4.
       auto* out = reinterpret_cast<__m256i*>(to + i / 2 * 128 + i % 2 * 32);
-      _mm256_store_si256(out, _mm256_and_si256(w, low));
-      _mm256_store_si256(out + 2, _mm256_and_si256(_mm256_srli_epi16(w, 4), low));
+      const __m256i four = _mm256_and_si256(w, low);
+      const __m256i next = _mm256_and_si256(_mm256_srli_epi16(w, 4), low);
+      _mm256_store_si256(out, four);
+      _mm256_store_si256(out + 2, next);
+      bytes[i % 2] = _mm256_add_epi8(bytes[i % 2], _mm256_add_epi8(four, next));
     }
-    auto* scales = reinterpret_cast<float*>(to + 512);
-    for (std::size_t i = 0; i < 4; ++i) {
-      _mm256_store_ps(scales + 8 * i, half8(from + 256 + 16 * i));
+    auto* floats = reinterpret_cast<float*>(to + 512);
+    for (std::size_t h = 0; h < 2; ++h) {
+      const Scales scales = q4_scales(from, h, bytes[h]);
+      _mm256_store_ps(floats + 8 * h, scales.d);
+      _mm256_store_ps(floats + 16 + 8 * h, scales.m);
+      _mm256_store_ps(floats + 32 + 8 * h, scales.total);
     }
   }
 }
 
 // From an unpacked panel, for many tokens.
-template <int T>
-void tile_unpacked(const std::uint8_t* block, std::size_t blocks, const QuantizedRows& x,
+template <int T, bool kOffsets>
+void tile_unpacked(const std::uint8_t* block, std::size_t blocks, const Int8Rows<T>& x,
                    float* sums) {
   for (std::size_t b = 0; b < blocks; ++b, block += kUnpackedBytes) {
     __m256i acc[T][2];
@@ -105,23 +124,28 @@ void tile_unpacked(const std::uint8_t* block, std::size_t blocks, const Quantize
         multiply_add(acc[t][1], w1, v);
       }
     }
-    const auto* scales = reinterpret_cast<const float*>(block + 512);
-    const __m256 d[2] = {_mm256_load_ps(scales), _mm256_load_ps(scales + 8)};
-    const __m256 m[2] = {_mm256_load_ps(scales + 16), _mm256_load_ps(scales + 24)};
-    add_block<T>(acc, x, b, d, m, sums);
+    const auto* floats = reinterpret_cast<const float*>(block + 512);
+    const auto scales = [floats](std::size_t h) -> Scales {
+      const float* at = floats + 8 * h;
+      return {_mm256_load_ps(at), _mm256_load_ps(at + 16), _mm256_load_ps(at + 32)};
+    };
+    const Scales w[2] = {scales(0), scales(1)};
+    add_block<T, kOffsets>(acc, x, b, w, sums);
   }
 }
 
-template <int T>
-void tile_q8(const std::uint8_t* block, std::size_t blocks, const QuantizedRows& x, float* sums) {
+template <int T, bool kOffsets>
+void tile_q8(const std::uint8_t* block, std::size_t blocks, const Int8Rows<T>& x, float* sums) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (std::size_t b = 0; b < blocks; ++b, block += kQ8BlockBytes) {
     for (std::size_t h = 0; h < 2; ++h) {
       __m256i acc[T];
       for (int t = 0; t < T; ++t) acc[t] = _mm256_setzero_si256();
+      __m256i all = _mm256_setzero_si256();
 #pragma GCC unroll 2
       for (std::size_t k = 0; k < 8; ++k) {
         const __m256i w = load(block + k * 64 + h * 32);
+        if constexpr (kOffsets) all = _mm256_add_epi32(all, sum_signed(w));
         const __m256i magnitude = _mm256_abs_epi8(w);
         for (int t = 0; t < T; ++t) {
           const __m256i v = broadcast4(x.values[t] + b * kBlock + k * 4);
@@ -130,10 +154,15 @@ void tile_q8(const std::uint8_t* block, std::size_t blocks, const QuantizedRows&
         }
       }
       const __m256 d = half8(block + 512 + h * 16);
+      const __m256 total = _mm256_mul_ps(d, _mm256_cvtepi32_ps(all));
       for (int t = 0; t < T; ++t) {
         float* to = sums + t * 16 + h * 8;
         const __m256 scale = _mm256_mul_ps(d, _mm256_set1_ps(x.scales[t][b]));
-        _mm256_store_ps(to, _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[t]), scale, _mm256_load_ps(to)));
+        __m256 sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(acc[t]), scale, _mm256_load_ps(to));
+        if constexpr (kOffsets) {
+          sum = _mm256_fmadd_ps(total, _mm256_set1_ps(x.offsets[t][b]), sum);
+        }
+        _mm256_store_ps(to, sum);
       }
     }
   }
@@ -198,37 +227,36 @@ struct Tile {
   const Activations* x;
 };
 
-template <int T>
-void run_tile(const Tile& tile, std::uint32_t row, float* sums) {
+template <int T, bool kOffsets>
+void run_quantized(const Tile& tile, std::uint32_t row, float* sums) {
   const std::size_t blocks = tile.columns / kBlock;
-  QuantizedRows quantized = {};
-  const float* floats[kTile] = {};
-  for (std::uint32_t t = 0; t < T; ++t) {
-    if (tile.form >= Form::kF32) {
-      floats[t] = tile.x->floats + (row + t) * tile.x->float_stride;
-      continue;
-    }
-    const std::byte* at = tile.x->quantized + (row + t) * tile.x->quantized_stride;
-    quantized.values[t] = reinterpret_cast<const std::uint8_t*>(at);
-    quantized.scales[t] = reinterpret_cast<const float*>(at + tile.columns);
-    quantized.sums[t] = quantized.scales[t] + blocks;
-  }
+  const Int8Rows<T> rows(*tile.x, row, tile.columns);
   for (int i = 0; i < T * 16; i += 8) _mm256_store_ps(sums + i, _mm256_setzero_ps());
-  switch (tile.form) {
-    case Form::kQ4:
-      return tile_q4<T>(tile.panel, blocks, quantized, sums);
-    case Form::kQ4Unpacked:
-      return tile_unpacked<T>(tile.panel, blocks, quantized, sums);
-    case Form::kQ8:
-      return tile_q8<T>(tile.panel, blocks, quantized, sums);
-    case Form::kF32:
-      return tile_float<F32Weights, T>(tile.panel, tile.columns, floats, sums);
-    case Form::kF16:
-      return tile_float<F16Weights, T>(tile.panel, tile.columns, floats, sums);
-    case Form::kBf16:
-      return tile_float<Bf16Weights, T>(tile.panel, tile.columns, floats, sums);
-  }
+  if (tile.form == Form::kQ4) return tile_q4<T, kOffsets>(tile.panel, blocks, rows, sums);
+  if (tile.form == Form::kQ8) return tile_q8<T, kOffsets>(tile.panel, blocks, rows, sums);
+  tile_unpacked<T, kOffsets>(tile.panel, blocks, rows, sums);
 }
+
+template <int T>
+void run_exact(const Tile& tile, std::uint32_t row, float* sums) {
+  const float* floats[T];
+  for (std::uint32_t t = 0; t < T; ++t) {
+    floats[t] = tile.x->floats + (row + t) * tile.x->float_stride;
+  }
+  if (tile.form == Form::kF16)
+    return tile_float<F16Weights, T>(tile.panel, tile.columns, floats, sums);
+  if (tile.form == Form::kBf16)
+    return tile_float<Bf16Weights, T>(tile.panel, tile.columns, floats, sums);
+  tile_float<F32Weights, T>(tile.panel, tile.columns, floats, sums);
+}
+
+// By number of tokens less one.
+using Run = void (*)(const Tile&, std::uint32_t, float*);
+constexpr Run kPlain[] = {run_quantized<1, false>, run_quantized<2, false>, run_quantized<3, false>,
+                          run_quantized<4, false>};
+constexpr Run kOffset[] = {run_quantized<1, true>, run_quantized<2, true>, run_quantized<3, true>,
+                           run_quantized<4, true>};
+constexpr Run kExact[] = {run_exact<1>, run_exact<2>, run_exact<3>, run_exact<4>};
 
 KVD_INLINE void store_row(const float* sums, std::uint32_t valid, bool add, float* out) {
   if (valid < kPanelRows) {
@@ -267,6 +295,7 @@ void linear(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const 
   if (is_wide(matrix.type)) {
     return linear_wide(matrix, begin, end, x, rows, out, out_stride, add);
   }
+  const Run* runs = !is_quantized(matrix.type) ? kExact : x.offsets ? kOffset : kPlain;
   alignas(32) float sums[kTile * kPanelRows];
   Tile tile{form_of(matrix.type, rows), nullptr, matrix.columns, &x};
   for (std::uint32_t panel = begin; panel < end; ++panel) {
@@ -280,20 +309,7 @@ void linear(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const 
     const std::uint32_t valid = left < kPanelRows ? left : kPanelRows;
     for (std::uint32_t row = 0; row < rows; row += kTile) {
       const std::uint32_t count = rows - row < kTile ? rows - row : kTile;
-      switch (count) {
-        case 1:
-          run_tile<1>(tile, row, sums);
-          break;
-        case 2:
-          run_tile<2>(tile, row, sums);
-          break;
-        case 3:
-          run_tile<3>(tile, row, sums);
-          break;
-        default:
-          run_tile<4>(tile, row, sums);
-          break;
-      }
+      runs[count - 1](tile, row, sums);
       for (std::uint32_t t = 0; t < count; ++t) {
         store_row(sums + t * 16, valid, add,
                   out + (row + t) * out_stride + std::size_t{panel} * kPanelRows);

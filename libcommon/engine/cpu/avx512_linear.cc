@@ -42,27 +42,62 @@ KVD_INLINE __m512 half16(const std::uint8_t* at) {
   return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(at)));
 }
 
-// Signed bytes as unsigned ones, 128 more.
-KVD_INLINE __m512i plus_128(const std::uint8_t* at) {
-  return _mm512_xor_si512(load(at), _mm512_set1_epi8(-128));
-}
 // sum + dot * d * (the scale at `scale`)
 KVD_INLINE __m512 add_scaled(__m512 sum, __m512i dot, __m512 d, const std::uint8_t* scale) {
   return _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), _mm512_mul_ps(d, broadcast_float(scale)), sum);
 }
 
-// Where the parts of one block are within a quantized row (kernels.h).
+// Where the parts of one block are within a row of int8 activations (kernels.h).
 struct BlockPlaces {
-  std::size_t values, scale, sum, start, half_start;
+  std::size_t values, scale, sum, offset, start, half_start;
+
+  KVD_MEMBER explicit BlockPlaces(std::size_t columns)
+      : values(0),
+        scale(columns),
+        sum(scale + columns / kBlock * 4),
+        offset(sum + columns / kBlock * 4),
+        start(offset + columns / kBlock * 4),
+        half_start(start + columns / kBlock * 4) {}
+  KVD_MEMBER void next() {
+    values += kBlock;
+    scale += 4, sum += 4, offset += 4, start += 4, half_start += 4;
+  }
 };
 
 // A block of a panel: eight units of unsigned bytes, and how a token's dot products with them
-// become floats, added to `sum`. `row` is the token's quantized row.
-struct Q4Block {
-  static constexpr std::size_t kBytes = kQ4BlockBytes;
-  __m512i w[8];
-  __m512 d, m;
+// become floats, added to `sum`. `row` is the token's row; `total` is what its offset is multiplied
+// with, the sum of d * q of each weight row.
 
+// w = d * q + m with q from 0 to 31.
+template <bool kOffsets>
+struct UnsignedBlock {
+  __m512i w[8];
+  __m512 d, m, total;
+
+  KVD_MEMBER void set_scales(const std::uint8_t* at) {
+    d = half16(at);
+    m = half16(at + 32);
+    if constexpr (!kOffsets) return;
+    __m512i bytes = w[0];  // eight of them: at most 248
+    for (std::size_t i = 1; i < 8; ++i) bytes = _mm512_add_epi8(bytes, w[i]);
+    const __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), bytes, _mm512_set1_epi8(1));
+    total = _mm512_mul_ps(d, _mm512_cvtepi32_ps(sums));
+  }
+  KVD_MEMBER __m512 add(__m512 sum, const std::uint8_t* row, const BlockPlaces& at) const {
+    __m512i dot = _mm512_setzero_si512();
+    for (std::size_t i = 0; i < 8; ++i) multiply_add(dot, w[i], row + at.values + 4 * i);
+    sum = add_scaled(sum, dot, d, row + at.scale);
+    if constexpr (kOffsets) {
+      sum = _mm512_fmadd_ps(total, broadcast_float(row + at.offset), sum);
+    }
+    return _mm512_fmadd_ps(m, broadcast_float(row + at.sum), sum);
+  }
+};
+
+template <bool kOffsets>
+struct Q4Block : UnsignedBlock<kOffsets> {
+  using UnsignedBlock<kOffsets>::w;
+  static constexpr std::size_t kBytes = kQ4BlockBytes;
   KVD_MEMBER explicit Q4Block(const std::uint8_t* block) {
     const __m512i low = _mm512_set1_epi8(15);
     for (std::size_t i = 0; i < 4; ++i) {
@@ -70,61 +105,65 @@ struct Q4Block {
       w[2 * i] = _mm512_and_si512(unit, low);
       w[2 * i + 1] = _mm512_and_si512(_mm512_srli_epi16(unit, 4), low);
     }
-    d = half16(block + 256);
-    m = half16(block + 288);
-  }
-  KVD_MEMBER __m512 add(__m512 sum, const std::uint8_t* row, const BlockPlaces& at) const {
-    __m512i dot = _mm512_setzero_si512();
-    for (std::size_t i = 0; i < 8; ++i) multiply_add(dot, w[i], row + at.values + 4 * i);
-    sum = add_scaled(sum, dot, d, row + at.scale);
-    return _mm512_fmadd_ps(m, broadcast_float(row + at.sum), sum);
+    this->set_scales(block + 256);
   }
 };
 
-struct Q5Block {
+template <bool kOffsets>
+struct Q5Block : UnsignedBlock<kOffsets> {
+  using UnsignedBlock<kOffsets>::w;
   static constexpr std::size_t kBytes = kWideBlockBytes;
-  __m512i w[8];
-  __m512 d, m;
-
   KVD_MEMBER explicit Q5Block(const std::uint8_t* block) {
     for (std::size_t i = 0; i < 8; ++i) w[i] = load(block + i * 64);
-    d = half16(block + 512);
-    m = half16(block + 544);
-  }
-  KVD_MEMBER __m512 add(__m512 sum, const std::uint8_t* row, const BlockPlaces& at) const {
-    __m512i dot = _mm512_setzero_si512();
-    for (std::size_t i = 0; i < 8; ++i) multiply_add(dot, w[i], row + at.values + 4 * i);
-    sum = add_scaled(sum, dot, d, row + at.scale);
-    return _mm512_fmadd_ps(m, broadcast_float(row + at.sum), sum);
+    this->set_scales(block + 512);
   }
 };
 
+// Units [4 half, 4 half + 4) of signed bytes as unsigned ones, 128 more; returns the sums of the
+// signed ones.
+KVD_INLINE __m512i load_signed(const std::uint8_t* block, std::size_t half, __m512i (&w)[8]) {
+  __m512i sums = _mm512_set1_epi32(-128 * 16);
+  for (std::size_t i = 4 * half; i < 4 * half + 4; ++i) {
+    w[i] = _mm512_xor_si512(load(block + i * 64), _mm512_set1_epi8(-128));
+    sums = _mm512_dpbusd_epi32(sums, w[i], _mm512_set1_epi8(1));
+  }
+  return sums;
+}
+
+template <bool kOffsets>
 struct Q8Block {
   static constexpr std::size_t kBytes = kQ8BlockBytes;
   __m512i w[8];
-  __m512 d;
+  __m512 d, total;
 
   KVD_MEMBER explicit Q8Block(const std::uint8_t* block) {
-    for (std::size_t i = 0; i < 8; ++i) w[i] = plus_128(block + i * 64);
+    const __m512i first = load_signed(block, 0, w), second = load_signed(block, 1, w);
     d = half16(block + 512);
+    total = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_add_epi32(first, second)));
   }
   KVD_MEMBER __m512 add(__m512 sum, const std::uint8_t* row, const BlockPlaces& at) const {
     __m512i dot = broadcast_int(row + at.start);
     for (std::size_t i = 0; i < 8; ++i) multiply_add(dot, w[i], row + at.values + 4 * i);
-    return add_scaled(sum, dot, d, row + at.scale);
+    sum = add_scaled(sum, dot, d, row + at.scale);
+    if constexpr (!kOffsets) return sum;
+    return _mm512_fmadd_ps(total, broadcast_float(row + at.offset), sum);
   }
 };
 
 // Each half of its columns has scales of its own.
+template <bool kOffsets>
 struct Q6Block {
   static constexpr std::size_t kBytes = kWideBlockBytes;
   __m512i w[8];
-  __m512 d[2];
+  __m512 d[2], total;
 
   KVD_MEMBER explicit Q6Block(const std::uint8_t* block) {
-    for (std::size_t i = 0; i < 8; ++i) w[i] = plus_128(block + i * 64);
-    d[0] = half16(block + 512);
-    d[1] = half16(block + 544);
+    total = _mm512_setzero_ps();
+    for (std::size_t half = 0; half < 2; ++half) {
+      d[half] = half16(block + 512 + 32 * half);
+      const __m512i sums = load_signed(block, half, w);
+      total = _mm512_fmadd_ps(d[half], _mm512_cvtepi32_ps(sums), total);
+    }
   }
   KVD_MEMBER __m512 add(__m512 sum, const std::uint8_t* row, const BlockPlaces& at) const {
     __m512i dot[2];
@@ -132,7 +171,9 @@ struct Q6Block {
     dot[1] = _mm512_sub_epi32(broadcast_int(row + at.start), dot[0]);
     for (std::size_t i = 0; i < 8; ++i) multiply_add(dot[i / 4], w[i], row + at.values + 4 * i);
     sum = add_scaled(sum, dot[0], d[0], row + at.scale);
-    return add_scaled(sum, dot[1], d[1], row + at.scale);
+    sum = add_scaled(sum, dot[1], d[1], row + at.scale);
+    if constexpr (!kOffsets) return sum;
+    return _mm512_fmadd_ps(total, broadcast_float(row + at.offset), sum);
   }
 };
 
@@ -153,14 +194,13 @@ void tile_quantized(const Tile& tile, __m512* out) {
     row[t] = tile.x + t * tile.stride;
     sums[t] = _mm512_setzero_ps();
   }
-  BlockPlaces at{0, tile.columns, tile.columns + blocks * 4, tile.columns + blocks * 8,
-                 tile.columns + blocks * 12};
+  BlockPlaces at(tile.columns);
   const std::uint8_t* panel = tile.panel;
   for (std::size_t b = 0; b < blocks; ++b, panel += Block::kBytes) {
     const Block block(panel);
 #pragma GCC unroll 16
     for (std::size_t t = 0; t < T; ++t) sums[t] = block.add(sums[t], row[t], at);
-    at = {at.values + kBlock, at.scale + 4, at.sum + 4, at.start + 4, at.half_start + 4};
+    at.next();
   }
   for (std::size_t t = 0; t < T; ++t) out[t] = sums[t];
 }
@@ -217,9 +257,14 @@ struct TileFunctions {
   TileFunction of[kTile];
   std::uint32_t most;
 };
-template <typename Block, std::size_t... T>
-constexpr TileFunctions quantized_tiles(std::index_sequence<T...>) {
-  return {{tile_quantized<Block, T + 1>...}, kTile};
+// Without offsets, and with them.
+struct QuantizedTiles {
+  TileFunctions plain, offsets;
+};
+template <template <bool> typename Block, std::size_t... T>
+constexpr QuantizedTiles quantized_tiles(std::index_sequence<T...>) {
+  return {{{tile_quantized<Block<false>, T + 1>...}, kTile},
+          {{tile_quantized<Block<true>, T + 1>...}, kTile}};
 }
 template <typename Columns, std::size_t... T>
 constexpr TileFunctions float_tiles(std::index_sequence<T...>) {
@@ -227,24 +272,24 @@ constexpr TileFunctions float_tiles(std::index_sequence<T...>) {
 }
 constexpr std::make_index_sequence<kTile> kWidths;
 constexpr std::make_index_sequence<kFloatTile> kFloatWidths;
-constexpr TileFunctions kQ4 = quantized_tiles<Q4Block>(kWidths);
-constexpr TileFunctions kQ5 = quantized_tiles<Q5Block>(kWidths);
-constexpr TileFunctions kQ6 = quantized_tiles<Q6Block>(kWidths);
-constexpr TileFunctions kQ8 = quantized_tiles<Q8Block>(kWidths);
+constexpr QuantizedTiles kQ4 = quantized_tiles<Q4Block>(kWidths);
+constexpr QuantizedTiles kQ5 = quantized_tiles<Q5Block>(kWidths);
+constexpr QuantizedTiles kQ6 = quantized_tiles<Q6Block>(kWidths);
+constexpr QuantizedTiles kQ8 = quantized_tiles<Q8Block>(kWidths);
 constexpr TileFunctions kF32 = float_tiles<F32Columns>(kFloatWidths);
 constexpr TileFunctions kF16 = float_tiles<F16Columns>(kFloatWidths);
 constexpr TileFunctions kBf16 = float_tiles<Bf16Columns>(kFloatWidths);
 
-const TileFunctions& tiles_of(PanelType type) {
+const TileFunctions& tiles_of(PanelType type, bool offsets) {
   switch (type) {
     case PanelType::kQ4:
-      return kQ4;
+      return offsets ? kQ4.offsets : kQ4.plain;
     case PanelType::kQ5:
-      return kQ5;
+      return offsets ? kQ5.offsets : kQ5.plain;
     case PanelType::kQ6:
-      return kQ6;
+      return offsets ? kQ6.offsets : kQ6.plain;
     case PanelType::kQ8:
-      return kQ8;
+      return offsets ? kQ8.offsets : kQ8.plain;
     case PanelType::kF16:
       return kF16;
     case PanelType::kBF16:
@@ -259,7 +304,7 @@ const TileFunctions& tiles_of(PanelType type) {
 
 void linear(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const Activations& x,
             std::uint32_t rows, float* out, std::size_t out_stride, bool add, std::byte*) {
-  const TileFunctions& tiles = tiles_of(matrix.type);
+  const TileFunctions& tiles = tiles_of(matrix.type, x.offsets);
   const bool quantized = is_quantized(matrix.type);
   const auto* first = quantized ? reinterpret_cast<const std::uint8_t*>(x.quantized)
                                 : reinterpret_cast<const std::uint8_t*>(x.floats);

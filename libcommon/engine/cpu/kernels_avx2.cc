@@ -5,46 +5,58 @@
 namespace kvd::engine::cpu {
 namespace {
 
-// Blocks whose largest value is below this are zero: the inverse of their scale would overflow.
+// Blocks whose numbers reach less far are all zero, or all their offset: the inverse of their scale
+// would overflow.
 constexpr float kTiny = 1e-30F;
 
-// One block of 32: 127 levels each way, never -128 (the product kernels could overflow on it).
-KVD_INLINE void quantize_block(const float* x, std::int8_t* values, float* scale, float* sum) {
+// Where the parts of a row are (kernels.h), from block 0 on.
+struct Int8Row {
+  std::int8_t* values;
+  float *scales, *sums, *offsets;
+};
+
+// Never -128: the product kernels could overflow on it.
+KVD_INLINE void quantize_block(const float* x, std::uint32_t block, bool offsets,
+                               const Int8Row& to) {
   __m256 v[4];
-  __m256 highest = _mm256_setzero_ps();
-  const __m256 magnitude = _mm256_castsi256_ps(_mm256_set1_epi32(0x7FFFFFFF));
-  for (int i = 0; i < 4; ++i) {
-    v[i] = _mm256_loadu_ps(x + 8 * i);
-    highest = _mm256_max_ps(highest, _mm256_and_ps(v[i], magnitude));
-  }
-  const float most = avx2::max_lanes(highest);
-  const bool any = most > kTiny;
-  const float d = any ? most / 127.0F : 0.0F;
-  const __m256 inverse = _mm256_set1_ps(any ? 127.0F / most : 0.0F);
+  for (int i = 0; i < 4; ++i) v[i] = _mm256_loadu_ps(x + 8 * i);
+  const float most =
+      avx2::max_lanes(_mm256_max_ps(_mm256_max_ps(v[0], v[1]), _mm256_max_ps(v[2], v[3])));
+  const __m256 lowest = _mm256_min_ps(_mm256_min_ps(v[0], v[1]), _mm256_min_ps(v[2], v[3]));
+  const float least = -avx2::max_lanes(_mm256_sub_ps(_mm256_setzero_ps(), lowest));
+  const float offset = offsets ? 0.5F * least + 0.5F * most : 0.0F;
+  const float above = most - offset, below = offset - least;
+  const float reach = above > below ? above : below;
+  const bool any = reach > kTiny;
+  const float d = any ? reach / 127.0F : 0.0F;
+  const __m256 inverse = _mm256_set1_ps(any ? 127.0F / reach : 0.0F);
+  const __m256 middle = _mm256_set1_ps(offset);
   __m256i q[4];
-  for (int i = 0; i < 4; ++i) q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(v[i], inverse));
+  for (int i = 0; i < 4; ++i) {
+    q[i] = _mm256_cvtps_epi32(_mm256_mul_ps(_mm256_sub_ps(v[i], middle), inverse));
+  }
   const __m256i total =
       _mm256_add_epi32(_mm256_add_epi32(q[0], q[1]), _mm256_add_epi32(q[2], q[3]));
   __m128i t = _mm_add_epi32(_mm256_castsi256_si128(total), _mm256_extracti128_si256(total, 1));
   t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0x4E));
   t = _mm_add_epi32(t, _mm_shuffle_epi32(t, 0xB1));
-  *scale = d;
-  *sum = d * static_cast<float>(_mm_cvtsi128_si32(t));
+  to.scales[block] = d;
+  to.sums[block] = d * static_cast<float>(_mm_cvtsi128_si32(t)) + offset * kBlock;
+  to.offsets[block] = offset;
   const __m256i bytes =
       _mm256_packs_epi16(_mm256_packs_epi32(q[0], q[1]), _mm256_packs_epi32(q[2], q[3]));
   const __m256i order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(values),
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to.values + block * kBlock),
                       _mm256_permutevar8x32_epi32(bytes, order));
 }
 
 void quantize(const float* row, std::uint32_t columns, std::uint32_t begin, std::uint32_t end,
-              std::byte* out) {
-  auto* values = reinterpret_cast<std::int8_t*>(out);
+              bool offsets, std::byte* out) {
+  const std::uint32_t blocks = columns / kBlock;
   auto* scales = reinterpret_cast<float*>(out + columns);
-  float* sums = scales + columns / kBlock;
-  for (std::uint32_t b = begin; b < end; ++b) {
-    quantize_block(row + b * kBlock, values + b * kBlock, scales + b, sums + b);
-  }
+  const Int8Row to{reinterpret_cast<std::int8_t*>(out), scales, scales + blocks,
+                   scales + std::size_t{2} * blocks};
+  for (std::uint32_t b = begin; b < end; ++b) quantize_block(row + b * kBlock, b, offsets, to);
 }
 
 void rms_norm(const float* x, const float* weight, float epsilon, std::uint32_t count, float* out) {

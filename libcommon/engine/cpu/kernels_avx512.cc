@@ -8,38 +8,51 @@
 namespace kvd::engine::cpu {
 namespace {
 
-// Blocks whose largest value is below this are zero: the inverse of their scale would overflow.
+// Blocks whose numbers reach less far are all zero, or all their offset: the inverse of their scale
+// would overflow.
 constexpr float kTiny = 1e-30F;
 
-// One block of 32: 127 levels each way, never -128, so that the bytes can be negated.
-KVD_INLINE void quantize_block(const float* x, std::int8_t* values, float* scale, float* sum,
-                               std::int32_t* start, std::int32_t* half_start) {
+// Where the parts of a row are (kernels.h), from block 0 on.
+struct Int8Row {
+  std::int8_t* values;
+  float *scales, *sums, *offsets;
+  std::int32_t *starts, *half_starts;
+};
+
+// Never -128, so that the bytes can be negated.
+KVD_INLINE void quantize_block(const float* x, std::uint32_t block, bool offsets,
+                               const Int8Row& to) {
   const __m512 a = _mm512_loadu_ps(x), b = _mm512_loadu_ps(x + 16);
-  const float most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_abs_ps(a), _mm512_abs_ps(b)));
-  const bool any = most > kTiny;
-  const float d = any ? most / 127.0F : 0.0F;
-  const __m512 inverse = _mm512_set1_ps(any ? 127.0F / most : 0.0F);
-  const __m512i p = _mm512_cvtps_epi32(_mm512_mul_ps(a, inverse));
-  const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(b, inverse));
+  const float least = _mm512_reduce_min_ps(_mm512_min_ps(a, b));
+  const float most = _mm512_reduce_max_ps(_mm512_max_ps(a, b));
+  const float offset = offsets ? 0.5F * least + 0.5F * most : 0.0F;
+  const float above = most - offset, below = offset - least;
+  const float reach = above > below ? above : below;
+  const bool any = reach > kTiny;
+  const float d = any ? reach / 127.0F : 0.0F;
+  const __m512 inverse = _mm512_set1_ps(any ? 127.0F / reach : 0.0F);
+  const __m512 middle = _mm512_set1_ps(offset);
+  const __m512i p = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(a, middle), inverse));
+  const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_sub_ps(b, middle), inverse));
   const int half = _mm512_reduce_add_epi32(p), total = half + _mm512_reduce_add_epi32(q);
-  *scale = d;
-  *sum = d * static_cast<float>(total);
-  *start = -128 * total;
-  *half_start = -128 * half;
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(values), _mm512_cvtsepi32_epi8(p));
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(values + 16), _mm512_cvtsepi32_epi8(q));
+  to.scales[block] = d;
+  to.sums[block] = d * static_cast<float>(total) + offset * kBlock;
+  to.offsets[block] = offset;
+  to.starts[block] = -128 * total;
+  to.half_starts[block] = -128 * half;
+  auto* values = reinterpret_cast<__m128i*>(to.values + block * kBlock);
+  _mm_storeu_si128(values, _mm512_cvtsepi32_epi8(p));
+  _mm_storeu_si128(values + 1, _mm512_cvtsepi32_epi8(q));
 }
 
 void quantize(const float* row, std::uint32_t columns, std::uint32_t begin, std::uint32_t end,
-              std::byte* out) {
-  auto* values = reinterpret_cast<std::int8_t*>(out);
+              bool offsets, std::byte* out) {
+  const std::uint32_t blocks = columns / kBlock;
   auto* scales = reinterpret_cast<float*>(out + columns);
-  float* sums = scales + columns / kBlock;
-  auto* starts = reinterpret_cast<std::int32_t*>(sums + columns / kBlock);
-  for (std::uint32_t b = begin; b < end; ++b) {
-    quantize_block(row + b * kBlock, values + b * kBlock, scales + b, sums + b, starts + b,
-                   starts + columns / kBlock + b);
-  }
+  auto* starts = reinterpret_cast<std::int32_t*>(scales + std::size_t{3} * blocks);
+  const Int8Row to{reinterpret_cast<std::int8_t*>(out), scales, scales + blocks,
+                   scales + std::size_t{2} * blocks,    starts, starts + blocks};
+  for (std::uint32_t b = begin; b < end; ++b) quantize_block(row + b * kBlock, b, offsets, to);
 }
 
 void rms_norm(const float* x, const float* weight, float epsilon, std::uint32_t count, float* out) {

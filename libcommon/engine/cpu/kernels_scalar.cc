@@ -12,7 +12,7 @@ namespace {
 
 constexpr float kNothing = -std::numeric_limits<float>::infinity();
 
-void quantize(const float*, std::uint32_t, std::uint32_t, std::uint32_t, std::byte*) {}
+void quantize(const float*, std::uint32_t, std::uint32_t, std::uint32_t, bool, std::byte*) {}
 
 // Four floats that every x86-64 (and every other) compiler target adds and multiplies at once; GCC
 // keeps a plain array of sums in memory, at a quarter of the speed.

@@ -46,7 +46,8 @@ std::size_t quantized_bytes(const Kernels& kernels, std::uint32_t columns) {
 }
 
 struct Inputs {
-  Inputs(const Kernels& kernels, std::uint32_t rows, std::uint32_t columns, std::uint64_t seed)
+  Inputs(const Kernels& kernels, std::uint32_t rows, std::uint32_t columns, std::uint64_t seed,
+         bool offsets = false)
       : floats(std::size_t{rows} * columns), quantized(rows * quantized_bytes(kernels, columns)) {
     Rng rng(seed);
     for (float& v : floats) v = static_cast<float>(rng.uniform() * 2 - 1);
@@ -55,11 +56,11 @@ struct Inputs {
       floats[i] = 0;
       floats[kBlock + i] = i % 2 == 0 ? 1.0F : -1.0F;
     }
-    x = {floats.data(), columns, quantized.data(), quantized_bytes(kernels, columns)};
+    x = {floats.data(), columns, quantized.data(), quantized_bytes(kernels, columns), offsets};
     seen.assign(floats.begin(), floats.end());
     for (std::uint32_t row = 0; row < rows && x.quantized_stride != 0; ++row) {
       std::byte* to = quantized.data() + row * x.quantized_stride;
-      kernels.quantize(floats.data() + row * columns, columns, 0, columns / kBlock, to);
+      kernels.quantize(floats.data() + row * columns, columns, 0, columns / kBlock, offsets, to);
     }
   }
   // What a block-quantized matrix is multiplied with.
@@ -70,9 +71,13 @@ struct Inputs {
     for (std::uint32_t row = 0; row < rows; ++row) {
       const std::byte* from = quantized.data() + row * x.quantized_stride;
       for (std::uint32_t k = 0; k < columns; ++k) {
-        float scale = 0;
-        std::memcpy(&scale, from + columns + k / kBlock * sizeof scale, sizeof scale);
-        seen[row * columns + k] = double{scale} * static_cast<signed char>(from[k]);
+        const auto number = [&](std::uint32_t array) {
+          float value = 0;
+          const std::uint32_t place = array * columns / kBlock + k / kBlock;
+          std::memcpy(&value, from + columns + place * sizeof value, sizeof value);
+          return double{value};
+        };
+        seen[row * columns + k] = number(0) * static_cast<signed char>(from[k]) + number(2);
       }
     }
   }
@@ -82,13 +87,13 @@ struct Inputs {
   Activations x;
 };
 
-void check_linear(const Kernels& kernels, const test::TinyLlama& tiny, std::uint32_t rows,
-                  bool add) {
+void check_linear(const Kernels& kernels, const test::TinyLlama& tiny, std::uint32_t rows, bool add,
+                  bool offsets) {
   const std::string name = "token_embd.weight";
   const Packed packed(tiny.builder.build(), name);
   const Matrix& matrix = packed.matrix;
   const auto& reference = tiny.weights.at(name);
-  Inputs inputs(kernels, rows, matrix.columns, 3);
+  Inputs inputs(kernels, rows, matrix.columns, 3, offsets);
   std::vector<double> weights = reference.values;
   if (is_quantized(matrix.type) && is_amx(kernels)) {
     inputs.use_bf16();
@@ -124,6 +129,7 @@ void check_linear(const Kernels& kernels, const test::TinyLlama& tiny, std::uint
 }
 
 TEST_CASE("kernels: products of every type and row count are those of double arithmetic") {
+  const bool offsets = GENERATE(false, true);
   test::TinyLlama tiny;
   // The embedding has a width of its own and any number of rows: the last panel has 14.
   tiny.type = TensorType::kF32, tiny.layers = 1;
@@ -137,14 +143,15 @@ TEST_CASE("kernels: products of every type and row count are those of double ari
   for (const std::string& name : available_kernels()) {
     const Kernels& kernels = *select_kernels(name).value();
     for (std::uint32_t rows : {1U, 2U, 3U, 4U, 5U, 7U, 8U, 9U, 12U, 18U, 19U}) {
-      CAPTURE(name, type, rows);
-      check_linear(kernels, tiny, rows, rows % 2 == 0);
+      CAPTURE(name, type, rows, offsets);
+      check_linear(kernels, tiny, rows, rows % 2 == 0, offsets);
     }
   }
 }
 
 // Full and partial tiles of 16 and 32 tokens, an odd number of panels, several slices of columns.
 TEST_CASE("kernels: products of many rows and columns are those of double arithmetic") {
+  const bool offsets = GENERATE(false, true);
   test::TinyLlama tiny;
   tiny.type = TensorType::kF32, tiny.layers = 1;
   tiny.embedding_type =
@@ -156,15 +163,20 @@ TEST_CASE("kernels: products of many rows and columns are those of double arithm
     const Kernels& kernels = *select_kernels(name).value();
     for (std::uint32_t rows : {16U, 31U, 32U, 33U, 49U, 64U, 257U}) {
       if (name == "scalar" && rows > 33) continue;  // slow, and the same for every row
-      CAPTURE(name, rows, tiny.hidden);
-      check_linear(kernels, tiny, rows, rows % 2 == 0);
+      CAPTURE(name, rows, tiny.hidden, offsets);
+      check_linear(kernels, tiny, rows, rows % 2 == 0, offsets);
     }
   }
 }
 
+// The last number of each block gets the other sign: all others are then quantized to 127 or -127.
+void opposite_in_each_block(std::vector<float>& numbers) {
+  for (std::size_t i = kBlock - 1; i < numbers.size(); i += kBlock) numbers[i] = -numbers[i];
+}
+
 // Five bits at 31, six at -32 and 31, against activations at -127 and 127.
 TEST_CASE("kernels: the largest values of 5- and 6-bit blocks do not overflow") {
-  const bool six = GENERATE(false, true);
+  const bool six = GENERATE(false, true), offsets = GENERATE(false, true);
   const unsigned fill = GENERATE(0U, 255U);
   CAPTURE(six, fill);
   const std::uint32_t columns = 512, rows = 9;
@@ -193,24 +205,25 @@ TEST_CASE("kernels: the largest values of 5- and 6-bit blocks do not overflow") 
     const Kernels& kernels = *select_kernels(name).value();
     for (const float value : {-1.0F, 1.0F}) {
       CAPTURE(name, value);
-      Inputs inputs(kernels, rows, columns, 1);
+      Inputs inputs(kernels, rows, columns, 1, offsets);
       std::fill(inputs.floats.begin(), inputs.floats.end(), value);
+      opposite_in_each_block(inputs.floats);
       for (std::uint32_t row = 0; row < rows && inputs.x.quantized_stride != 0; ++row) {
         kernels.quantize(inputs.floats.data() + row * columns, columns, 0, columns / kBlock,
-                         inputs.quantized.data() + row * inputs.x.quantized_stride);
+                         offsets, inputs.quantized.data() + row * inputs.x.quantized_stride);
       }
       std::vector<float> out(std::size_t{rows} * 16);
       const std::unique_ptr<std::byte, Packed::Free> scratch(
           static_cast<std::byte*>(::operator new(linear_scratch_bytes(columns), Packed::kAlign)));
       kernels.linear(packed.matrix, 0, 1, inputs.x, rows, out.data(), 16, false, scratch.get());
       const double used = is_amx(kernels) ? as_bf16(weight) : weight;
-      for (float v : out) CHECK(double{v} == Approx(used * double{value} * columns));
+      for (float v : out) CHECK(double{v} == Approx(used * double{value} * columns * 30 / 32));
     }
   }
 }
 
 TEST_CASE("kernels: the largest values that 4- and 8-bit blocks can hold do not overflow") {
-  const bool eight = GENERATE(false, true);
+  const bool eight = GENERATE(false, true), offsets = GENERATE(false, true);
   const std::uint32_t columns = 64, matrix_rows = 16;
   // d = 1: every weight 15, or -128.
   std::vector<std::byte> bytes;
@@ -231,16 +244,18 @@ TEST_CASE("kernels: the largest values that 4- and 8-bit blocks can hold do not 
       for (float value : {127.0F, -127.0F}) {
         CAPTURE(name, eight, rows, value);
         std::vector<float> floats(std::size_t{rows} * columns, value);
+        opposite_in_each_block(floats);
         const std::size_t row_bytes = quantized_bytes(kernels, columns);
         std::vector<std::byte> quantized(rows * row_bytes);
-        const Activations x{floats.data(), columns, quantized.data(), row_bytes};
+        const Activations x{floats.data(), columns, quantized.data(), row_bytes, offsets};
         for (std::uint32_t r = 0; r < rows; ++r) {
-          kernels.quantize(floats.data(), columns, 0, 2, quantized.data() + r * x.quantized_stride);
+          kernels.quantize(floats.data(), columns, 0, 2, offsets,
+                           quantized.data() + r * x.quantized_stride);
         }
         alignas(64) std::byte scratch[2 * 64 * kPanelRows * sizeof(float)];
         std::vector<float> out(std::size_t{rows} * matrix_rows);
         kernels.linear(packed.matrix, 0, 1, x, rows, out.data(), matrix_rows, false, scratch);
-        for (float v : out) CHECK(double{v} == Approx(weight * double{value} * columns));
+        for (float v : out) CHECK(double{v} == Approx(weight * double{value} * columns * 30 / 32));
       }
     }
   }
