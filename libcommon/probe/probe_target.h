@@ -30,7 +30,7 @@
 namespace kvd::probe {
 
 struct TargetLimits {
-  std::uint64_t buffer_bytes = 256u << 20;
+  std::uint64_t buffer_bytes = 128u << 20;  // several times what caches hold
   // Asked of the client, 0: no limit.
   std::uint64_t max_inflight_bytes = 0, max_bytes_per_s = 0;
   std::uint32_t max_rounds_per_s = 0;

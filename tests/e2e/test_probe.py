@@ -341,7 +341,7 @@ def check_mesh():
                             "warn", netns=host) for i, host in enumerate(star.hosts)]
             peers = [serve.control for serve in serves]
             page = os.path.join(folder, "mesh.html")
-            d = mesh(star.hub, peers, "--time", "400ms", "--html", page, code=1)
+            d = mesh(star.hub, peers, "--time", "300ms", "--html", page, code=1)
             check(d["complete"] and len(d["pairs"]) == 12, "every pair, both ways")
             check([p["slow"] for p in d["peers"]] == [False, False, True, False], "slow peers: %s" % d["peers"])
             for pair in d["pairs"]:
@@ -388,7 +388,7 @@ def check_workers():
             return answers
 
         quiet = serve_for(1.5)
-        results = []
+        results, probed = [], []
         for worker in (prefill, decode):
             for provider in ("tcp", "local"):
                 asked = threading.Thread(target=lambda w=worker, p=provider: results.append(
@@ -399,6 +399,10 @@ def check_workers():
                     busy += serve_for(0.1)
                 asked.join()
                 check({text for text, _ in busy} == {quiet[0][0]}, "the same answers")
+                probed += [took for _, took in busy]
+        usual, now = (statistics.median(took for took in times) for times in ([t for _, t in quiet], probed))
+        print("ok: a request took %.1f ms, while probed %.1f ms" % (1e3 * usual, 1e3 * now))
+        check(now < 2 * usual + 0.05, "requests noticed the probe: %.3f s, not %.3f s" % (now, usual))
         check(len(results) == 4 and all(r["complete"] and r["limited"] for r in results), "workers are probed")
         check(all(r["cpu_ns_per_gib"]["there"] is None for r in results), "a worker has other work")
         check(ping(decode.control, "--provider", "tcp", "--reverse", code=2)["error"]["code"] == "invalid_argument",

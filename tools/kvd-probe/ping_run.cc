@@ -20,7 +20,7 @@ constexpr double kRoundSeconds = 0.01;
 constexpr std::uint64_t kMostRoundBytes = 64u << 20;
 constexpr std::uint32_t kMostWrites = 4096;
 constexpr std::size_t kWarmUp = 10;
-constexpr double kVerifySeconds = 0.1;
+constexpr double kVerifySeconds = 0.1, kLeastVerified = 4;
 constexpr std::uint64_t kMostVerified = 64u << 20;
 
 double cpu_now_ns() {
@@ -293,10 +293,10 @@ Status PingRun::reads(SizeResult* size) {
 // As many pages as move in a moment, so that a slow link is not waited for.
 Status PingRun::verify(const SizeResult& size) {
   const double rate = percentile(size.rates, 0.5);
-  const double wanted = std::max(16.0, rate * kVerifySeconds / static_cast<double>(size.bytes));
+  const double wanted =
+      std::max(kLeastVerified, rate * kVerifySeconds / static_cast<double>(size.bytes));
   const std::uint64_t most =
-      std::min({out_.opened.region_bytes, options_.session.buffer_bytes, kMostVerified}) /
-      size.bytes;
+      std::min({out_.opened.region_bytes, session_.memory_bytes(), kMostVerified}) / size.bytes;
   const auto pages = static_cast<std::uint32_t>(
       std::max(1.0, std::min({wanted, static_cast<double>(most), 16384.0})));
   KVD_RETURN_IF_ERROR(session_.verify(size.bytes, pages, ++out_.epoch));

@@ -8,6 +8,7 @@
 #include "base/units.h"
 #include "control/zmq_channel.h"
 #include "probe/pattern.h"
+#include "probe/probe_target.h"
 
 namespace kvd::tools {
 namespace {
@@ -273,9 +274,12 @@ Status PingSession::ask(proto::Probe probe, Duration deadline, const std::string
 
 Status PingSession::open(fabric::Domain* domain) {
   domain_ = domain;
+  const bool worker = described_->role != "probe";
+  memory_bytes_ = worker ? std::min(options_.buffer_bytes, probe::worker_limits().buffer_bytes)
+                         : options_.buffer_bytes;
   const bool shared = domain->capabilities().shared_sources && !options_.reverse;
   auto buffer = device::HostBuffer::allocate(
-      options_.buffer_bytes, shared ? device::Backing::kShared : device::Backing::kPrivate);
+      memory_bytes_, shared ? device::Backing::kShared : device::Backing::kPrivate);
   if (!buffer.ok()) return buffer.status();
   buffer_ = std::move(*buffer);
   std::memset(buffer_.data(), 0x5a, buffer_.size());  // no page fault is measured
@@ -286,20 +290,19 @@ Status PingSession::open(fabric::Domain* domain) {
       std::clamp<std::int64_t>(options_.dead_after.count() / 1'000'000, 2000, 60'000));
   open.spin = options_.spin;
   if (options_.reverse) {
-    auto target = probe::PlainTarget::open(domain, buffer_.data(), options_.buffer_bytes);
+    auto target = probe::PlainTarget::open(domain, buffer_.data(), memory_bytes_);
     if (!target.ok()) return target.status();
     target_ = std::move(*target);
     const fabric::RemoteRegion region = target_->region();
     open.address = target_->address();
     open.region_base = region.base;
-    open.region_bytes = options_.buffer_bytes;
+    open.region_bytes = memory_bytes_;
     open.region_key = region.key;
   } else {
-    auto source = domain->register_memory(buffer_.data(), options_.buffer_bytes, false, nullptr);
+    auto source = domain->register_memory(buffer_.data(), memory_bytes_, false, nullptr);
     if (!source.ok()) return source.status();
     source_ = std::move(*source);
-    writer_ = std::make_unique<probe::PlainWriter>(domain, buffer_.data(), options_.buffer_bytes,
-                                                   &clock_);
+    writer_ = std::make_unique<probe::PlainWriter>(domain, buffer_.data(), memory_bytes_, &clock_);
     KVD_RETURN_IF_ERROR(writer_->open());
     open.address = writer_->address();
   }

@@ -28,8 +28,8 @@ struct SessionOptions {
   std::string keys;  // --keys FILE
   Duration timeout{30'000'000'000};
   Duration dead_after{2'000'000'000};
-  std::uint64_t buffer_bytes = 256u << 20;
-  bool reverse = false;  // the far side writes
+  std::uint64_t buffer_bytes = 128u << 20;  // at most; a worker has less
+  bool reverse = false;                     // the far side writes
   bool spin = false;
   std::function<bool()> stop;                      // true: give up; may be null
   std::function<void(const std::string&)> notice;  // what is waited for; may be null
@@ -46,6 +46,7 @@ class PingSession final : node::LoopTask {
   // Opens the session over `domain`, which must outlive this. Waits its turn.
   Status open(fabric::Domain* domain);
   const proto::ProbeResult& opened() const { return opened_; }
+  std::uint64_t memory_bytes() const { return memory_bytes_; }  // of this side
   // From asking for the session to being able to write; its line included.
   Duration opening() const { return opening_; }
   // Writes, or has the far side write, rounds for `time` (0: one). Nanoseconds of each round.
@@ -94,6 +95,7 @@ class PingSession final : node::LoopTask {
   std::string notice_;
   // Declared so that endpoints are closed before the memory goes.
   device::HostBuffer buffer_;
+  std::uint64_t memory_bytes_ = 0;
   fabric::Domain* domain_ = nullptr;
   std::unique_ptr<fabric::MemoryRegion> source_;
   std::unique_ptr<probe::PlainTarget> target_;

@@ -25,7 +25,7 @@ namespace kvd::tools {
 namespace {
 
 constexpr std::uint64_t kSmall = 4096;
-constexpr std::uint64_t kDialBuffer = 64u << 20;
+constexpr std::uint64_t kDialBuffer = 32u << 20;
 
 struct DialDone {
   control::PeerRef peer = 0;
