@@ -78,10 +78,10 @@ class PagePool {
   std::byte* memory() const { return memory_; }
   std::uint64_t memory_bytes() const { return std::uint64_t{page_count_} * layout_.page_bytes(); }
 
-  // All or nothing; one run of pages where there is one, else the longest there are, in order of
-  // address: neighbours on both sides travel in one write. Of many thousand free runs only the next
-  // 4096 are looked at, when they have enough pages. kResourceExhausted when not free now
-  // (never possible when count > page_count: the caller checks that first).
+  // All or nothing; the first run of so many pages where there is one, else the longest there are,
+  // in order of address: neighbours on both sides travel in one write. Of many thousand free runs
+  // only the first 4096 are looked at, when they have enough pages. kResourceExhausted when not
+  // free now (never possible when count > page_count: the caller checks that first).
   Result<LeaseId> lease(std::uint32_t count, TimePoint now);
   // The pages of a lease in sequence order. Valid until the lease is released.
   std::span<const PageIndex> pages(LeaseId lease) const;
@@ -115,17 +115,14 @@ class PagePool {
   std::byte* memory_;
   std::uint32_t page_count_;
   bool is_free(PageIndex page) const { return (free_[page / 64] >> (page % 64) & 1) != 0; }
-  // Appends runs of free pages in [from, until), in order, cut off at `until`, and adds up their
-  // `pages`. True when it need not go on: the last one has `count` pages, or there are some
-  // thousand runs that together have them.
-  bool free_runs(PageIndex from, PageIndex until, std::uint32_t count, std::vector<PageRun>* out,
-                 std::uint64_t* pages) const;
+  // Runs of free pages in order of address, until one has `count` pages, or some thousand together
+  // have them.
+  std::vector<PageRun> free_runs(std::uint32_t count) const;
   // For so many pages, of which enough are free: in order of address, the last may have more.
   std::vector<PageRun> choose(std::uint32_t count) const;
 
   // A bit for each page: a pool of 2 GiB in small pages is searched in some microseconds.
   std::vector<std::uint64_t> free_;
-  PageIndex search_from_ = 0;
   PageCounts counts_;
   std::uint64_t next_lease_ = 1;
   std::unordered_map<LeaseId, Lease> leases_;

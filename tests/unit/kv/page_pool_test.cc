@@ -172,3 +172,18 @@ TEST_CASE("page pool: a run that ends a word, fills one, or is the whole pool is
     CHECK(pool.counts().free == 1);
   }
 }
+
+TEST_CASE("page pool: pages that were in use before are leased before those that never were") {
+  PagePool pool(kTiny, nullptr, 64);
+  const auto a = pool.lease(8, kNow);
+  const auto b = pool.lease(8, kNow);
+  pool.release(*a, Proof::kNeverExposed);
+  const auto again = pool.lease(6, kNow);
+  CHECK(kv::to_runs(pool.pages(*again)) == std::vector<kv::PageRun>{{0, 6}});
+  // The two that are left are too few for one run.
+  const auto other = pool.lease(3, kNow);
+  CHECK(kv::to_runs(pool.pages(*other)) == std::vector<kv::PageRun>{{16, 3}});
+  pool.release(*b, Proof::kNeverExposed);
+  const auto joined = pool.lease(10, kNow);
+  CHECK(kv::to_runs(pool.pages(*joined)) == std::vector<kv::PageRun>{{6, 10}});
+}
