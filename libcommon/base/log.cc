@@ -140,6 +140,8 @@ Result<LogLevel> parse_log_level(std::string_view text) {
                           "'; one of debug, info, warn, error, off");
 }
 
+LogLevel set_log_level(LogLevel level) { return g_level.exchange(level); }
+
 bool log_enabled(LogLevel level) { return level >= g_level.load(std::memory_order_relaxed); }
 
 void log_line(LogLevel level, std::string_view message, std::initializer_list<LogField> fields) {

@@ -52,6 +52,8 @@ class LogField {
 
 // Sets what is written from now on; call once, before threads start.
 void configure_log(LogLevel level, LogFormat format, std::string program);
+// Changes the level alone; returns what it was. Any thread.
+LogLevel set_log_level(LogLevel level);
 Result<LogLevel> parse_log_level(std::string_view text);
 bool log_enabled(LogLevel level);
 

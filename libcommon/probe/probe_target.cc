@@ -58,6 +58,7 @@ struct ProbeTarget::Session {
   TimePoint since{0};
   fabric::Domain* domain = nullptr;
   std::unique_ptr<fabric::MemoryRegion> source;
+  std::unique_ptr<OtherSession> other;  // without it: target, and perhaps a writer
   std::unique_ptr<PlainTarget> target;
   std::unique_ptr<PlainWriter> writer;
   std::optional<WriteRun> run;
@@ -123,7 +124,7 @@ bool ProbeTarget::on_message(const control::Received& message) {
 
 void ProbeTarget::on_open(const control::Received& message, proto::Probe probe) {
   Client client{message.from, message.envelope.from, std::move(probe), clock_->now()};
-  if (client.open.op != "open") {
+  if (client.open.op != "open" && client.open.op != "pages") {
     refuse(client, client.open.request, "no_session", "no session of this client is open");
     return;
   }
@@ -151,7 +152,9 @@ void ProbeTarget::begin(Client client) {
   session->since = clock_->now();
   proto::ProbeResult result;
   result.request = session->client.open.request;
-  const Status status = open_session(session.get(), &result);
+  const bool other = session->client.open.op == "pages";
+  const Status status =
+      other ? open_other(session.get(), &result) : open_session(session.get(), &result);
   if (!status.ok()) {
     const StatusCode code = status.code();
     refuse(session->client, result.request,
@@ -224,6 +227,21 @@ Status ProbeTarget::open_session(Session* session, proto::ProbeResult* result) {
   return {};
 }
 
+Status ProbeTarget::open_other(Session* session, proto::ProbeResult* result) {
+  const Client& client = session->client;
+  if (others_ == nullptr) {
+    return invalid_argument("a worker sends no pages of a benchmark: name a kvd-probe serve");
+  }
+  auto opened = others_->open(client.peer, client.incarnation, client.open, result);
+  if (!opened.ok()) return opened.status();
+  session->other = std::move(*opened);
+  return {};
+}
+
+Status ProbeTarget::health() const {
+  return session_->other != nullptr ? session_->other->health() : session_->target->health();
+}
+
 void ProbeTarget::end(const std::string& why) {
   log_info("probe session ended", {{"client", session_->client.incarnation}, {"why", why}});
   // Closes the endpoint: from here on nothing lands.
@@ -246,14 +264,18 @@ void ProbeTarget::on_session(const proto::Probe& probe) {
   done.state = "done";
   if (probe.op == "alive") {
     answer(client, std::move(done));
+  } else if (session_->other != nullptr && probe.op != "close") {
+    session_->other->on_probe(probe);
   } else if (probe.op == "sample") {
     answer(client, sample(probe));
   } else if (probe.op == "close") {
     answer(client, std::move(done));
     end("closed");
     start_next();
-  } else if (probe.op == "open") {
+  } else if (probe.op == "open" || probe.op == "pages") {
     refuse(client, probe.request, "invalid", "the session is open already");
+  } else if (probe.op == "fill" || probe.op == "sync") {
+    refuse(client, probe.request, "invalid", probe.op + " belongs into a session of pages");
   } else if (session_->verified || (session_->run && !session_->run->done())) {
     refuse(client, probe.request, "busy", "the step before is not done");
   } else if (probe.op == "verify") {
@@ -341,6 +363,7 @@ void ProbeTarget::charge(TimePoint began) {
 }
 
 bool ProbeTarget::step_session() {
+  if (session_->other != nullptr) return session_->other->step();
   bool busy = false;
   (void)session_->target->step(&busy);
   if (session_->verified) {
@@ -371,10 +394,9 @@ void ProbeTarget::drop_silent() {
   if (session_ == nullptr) return;
   if (session_->client.silent(now)) {
     end("its client was silent");
-  } else if (!session_->target->health().ok()) {
-    refuse(session_->client, session_->client.open.request, "failed",
-           session_->target->health().message());
-    end(session_->target->health().message());
+  } else if (const Status broken = health(); !broken.ok()) {
+    refuse(session_->client, session_->client.open.request, "failed", broken.message());
+    end(broken.message());
   } else if (!line_.empty() && now - session_->since > kOld) {
     refuse(session_->client, session_->client.open.request, "over", "others wait");
     end("others wait");
@@ -396,6 +418,7 @@ bool ProbeTarget::poll() {
 
 void ProbeTarget::wait_fds(std::vector<int>* out) const {
   if (session_ == nullptr || throttled()) return;
+  if (session_->other != nullptr) return session_->other->wait_fds(out);
   out->push_back(session_->target->endpoint().wait_fd());
   if (session_->writer != nullptr) out->push_back(session_->writer->endpoint().wait_fd());
 }
@@ -403,6 +426,7 @@ void ProbeTarget::wait_fds(std::vector<int>* out) const {
 bool ProbeTarget::may_wait() {
   if (session_ == nullptr || throttled()) return true;
   if (session_->client.open.spin && limits_.own_process) return false;
+  if (session_->other != nullptr) return session_->other->may_wait();
   if (session_->verified) return false;
   const TimePoint began = clock_->now();
   bool out = session_->target->may_wait();
@@ -416,6 +440,7 @@ TimePoint ProbeTarget::next_deadline() const {
   const TimePoint now = clock_->now();
   if (session_ == nullptr) return now + kIdle;
   if (throttled()) return not_before_;
+  if (session_->other != nullptr) return std::min(now + kIdle, session_->other->next_deadline());
   // Room in the send queue has no descriptor.
   const bool writes = session_->run && !session_->run->done();
   return now + (writes ? Duration(1'000'000) : kIdle);

@@ -44,6 +44,30 @@ struct TargetLimits {
 // Of a process that serves a model.
 TargetLimits worker_limits();
 
+// A session that measures something else than plain writes to this memory. It takes its turn in the
+// line as any other; what its client asks for between "pages" and "close" is its own business, but
+// for "alive". Destroying it closes its endpoints.
+class OtherSession {
+ public:
+  virtual ~OtherSession() = default;
+  virtual void on_probe(const proto::Probe& probe) = 0;
+  // As of node::LoopTask.
+  virtual bool step() = 0;
+  virtual void wait_fds(std::vector<int>* out) const = 0;
+  virtual bool may_wait() = 0;
+  virtual TimePoint next_deadline() const = 0;
+  virtual Status health() const = 0;  // not ok: the session ends
+};
+// Who opens such sessions.
+class OtherSessions {
+ public:
+  virtual ~OtherSessions() = default;
+  // `result` is the answer. An error refuses the client: kInvalidArgument, kNoProvider, others.
+  virtual Result<std::unique_ptr<OtherSession>> open(control::PeerRef peer, Incarnation client,
+                                                     const proto::Probe& probe,
+                                                     proto::ProbeResult* result) = 0;
+};
+
 class ProbeTarget {
  public:
   static constexpr std::size_t kMostWaiting = 16;  // further clients are refused
@@ -55,6 +79,8 @@ class ProbeTarget {
               control::Messenger* messenger, const Clock* clock);
   ~ProbeTarget();
 
+  // Whoever opens sessions of "pages"; must outlive this. Without one they are refused.
+  void offer(OtherSessions* others) { others_ = others; }
   // Takes the memory now rather than when the first client waits for it. kResourceExhausted.
   Status reserve() { return allocate(false); }
   // True when the message was a Probe of a session, and has been answered.
@@ -84,6 +110,8 @@ class ProbeTarget {
   void begin(Client client);
   Status allocate(bool shared);
   Status open_session(Session* session, proto::ProbeResult* result);
+  Status open_other(Session* session, proto::ProbeResult* result);
+  Status health() const;
   void end(const std::string& why);
   void start_next();
   Status start_write(const proto::Probe& probe);
@@ -103,6 +131,7 @@ class ProbeTarget {
   const std::vector<fabric::Domain*> domains_;
   control::Messenger* messenger_;
   const Clock* clock_;
+  OtherSessions* others_ = nullptr;
   device::HostBuffer buffer_;
   std::unique_ptr<Session> session_;
   std::deque<Client> line_;

@@ -9,8 +9,9 @@ namespace {
 constexpr std::string_view kRoles[] = {"", "prefill", "decode", "route", "probe"};
 constexpr std::size_t kMaxLeases = 16384;
 constexpr std::size_t kMaxMembers = 4096;
-constexpr std::string_view kProbeOps[] = {"open",  "write", "verify", "sample",
-                                          "alive", "close", "dial"};
+constexpr std::string_view kProbeOps[] = {"open", "pages",  "write", "verify", "fill",
+                                          "sync", "sample", "alive", "close",  "dial"};
+constexpr std::string_view kDigests[] = {"", "sample", "full", "off"};
 constexpr std::string_view kProbeStates[] = {"queued", "done", "refused"};
 
 }  // namespace
@@ -56,6 +57,24 @@ void fields(V& v, Is<Leases> auto& m) {
 static Status validate(const Leases&) { return {}; }
 
 template <typename V>
+void fields(V& v, Is<PagesProbe> auto& m) {
+  v.may("model", m.model, Text{64});
+  v.may("layers", m.layers, Uint{});
+  v.may("kv_heads", m.kv_heads, Uint{});
+  v.may("head_dim", m.head_dim, Uint{});
+  v.may("page_size", m.page_size, Uint{});
+  v.may("pages", m.pages, Uint{0, ProbeBounds::kCount});
+  v.may("sets", m.sets, Uint{0, ProbeBounds::kCount});
+  v.may("open", m.open, Uint{0, ProbeBounds::kCount});
+  v.may("fragmentation", m.fragmentation, Real{0, 1});
+  v.may("seed", m.seed, Uint{});
+  v.may("digest", m.digest, OneOf{kDigests});
+  v.may("groups", m.groups, Flag{});
+  v.may("isolated", m.isolated, Flag{});
+  v.may("timeout_ms", m.timeout_ms, Uint{0, ProbeBounds::kMs});
+}
+
+template <typename V>
 void fields(V& v, Is<Probe> auto& m) {
   v.must("request", m.request, Uint{});
   v.must("op", m.op, OneOf{kProbeOps});
@@ -73,10 +92,16 @@ void fields(V& v, Is<Probe> auto& m) {
   v.may("time_ms", m.time_ms, Uint{0, ProbeBounds::kMs});
   v.may("pattern", m.pattern, Flag{});
   v.may("peer", m.peer, Text{});
+  v.may("pieces", m.pieces, Uint{0, ProbeBounds::kPieces});
+  v.may("pages", m.pages, Map{});
 }
 static Status validate(const Probe& m) {
-  if (m.op == "open" && (m.provider.empty() || m.dead_after_ms == 0)) {
-    return invalid_argument("open names no provider or no dead_after_ms");
+  const bool opens = m.op == "open" || m.op == "pages";
+  if (opens && (m.provider.empty() || m.dead_after_ms == 0)) {
+    return invalid_argument(m.op + " names no provider or no dead_after_ms");
+  }
+  if (m.op == "pages" && (m.address.empty() || m.region_bytes == 0 || m.pages.pages == 0)) {
+    return invalid_argument("pages names no address, no region or no pages");
   }
   if ((m.op == "write" || m.op == "verify") && (m.bytes == 0 || m.count == 0)) {
     return invalid_argument(m.op + " of no bytes");
@@ -128,8 +153,16 @@ void fields(V& v, Is<ProbeResult> auto& m) {
   v.may("bytes_per_s", m.bytes_per_s, Uint{});
   v.may("latency_ns", m.latency_ns, Uint{});
   v.may("p99_ns", m.p99_ns, Uint{});
+  v.may("boot_id", m.boot_id, Uint{});
+  v.may("huge_pages", m.huge_pages, Text{64});
+  v.may("began_ns", m.began_ns, Uint{});
+  v.may("times", m.times, Bin{ProbeBounds::kTimesBytes * ProbeBounds::kTimes});
+  v.may("left", m.left, Uint{});
 }
 static Status validate(const ProbeResult& m) {
+  if (m.times.size() % ProbeBounds::kTimesBytes != 0) {
+    return invalid_argument("times: no whole requests");
+  }
   if (m.rounds.size() % 8 != 0) return invalid_argument("rounds: no whole numbers");
   if (m.region_base + m.region_bytes < m.region_base) {
     return invalid_argument("region_bytes: the region wraps around");

@@ -53,20 +53,41 @@ struct ProbeBounds {
   static constexpr std::uint32_t kMs = 600'000;
   static constexpr std::size_t kRounds = 65536;
   static constexpr std::size_t kInterfaces = 64;
+  static constexpr std::uint32_t kPieces = 16;
+  static constexpr std::size_t kTimesBytes = 64;  // of one request in ProbeResult.times
+  static constexpr std::size_t kTimes = 1024;     // requests of one ProbeResult
 };
 
-// `ping` and `mesh`: one step that the far side is asked for. A session begins with "open" and ends
-// with "close", or when its client was silent for dead_after_ms; "dial" stands alone.
+// What `kvd-bench pages` has the sending side open. Numbers mean what its options of these names
+// do; what they may be depends on each other, so the sending side checks them.
+struct PagesProbe {
+  std::string model;
+  std::uint32_t layers = 0, kv_heads = 0, head_dim = 0, page_size = 0;  // of the layout, bf16
+  std::uint32_t pages = 0;                                              // of the longest request
+  std::uint32_t sets = 0;  // of so many pages each in the pool
+  std::uint32_t open = 0;  // of which so many are free at any time
+  float fragmentation = 0;
+  std::uint64_t seed = 0;
+  std::string digest;  // "sample", "full", "off"
+  bool groups = false;
+  bool isolated = false;  // the record waits for the delivery of its pages
+  std::uint32_t timeout_ms = 0;
+};
+
+// `ping`, `mesh` and `pages`: one step that the far side is asked for. A session begins with "open"
+// or "pages" and ends with "close", or when its client was silent for dead_after_ms; "dial" stands
+// alone.
 struct Probe {
   static constexpr MessageType kType = MessageType::kProbe;
   std::uint64_t request = 0;  // repeated in the answer; a repeated one is answered alike
-  std::string op;             // "open", "write", "verify", "sample", "alive", "close", "dial"
+  // "open", "pages", "write", "verify", "fill", "sync", "sample", "alive", "close", "dial"
+  std::string op;
   // open; dial: the provider of the pair, empty for the best
   std::string provider;
   std::string address;  // bin: fabric address of the client's endpoint
   std::uint32_t dead_after_ms = 0;
   bool spin = false;  // busy polling while the session lasts
-  // open: where the far side may write; no bytes: nowhere
+  // open, pages: where the far side may write; no bytes: nowhere
   std::uint64_t region_base = 0, region_bytes = 0, region_key = 0;
   // write, verify, dial
   std::uint64_t bytes = 0;    // of one write; of one page
@@ -74,8 +95,10 @@ struct Probe {
   std::uint32_t count = 0;    // writes of a round; pages
   std::uint32_t depth = 0;    // writes in flight
   std::uint32_t time_ms = 0;  // rounds are repeated for so long
-  bool pattern = false;       // write: each page once, with the pattern of `seed`
+  bool pattern = false;       // write: each page once, with the pattern of `seed`; fill: on or off
   std::string peer;           // dial: HOST:PORT
+  std::uint32_t pieces = 0;   // write: of one write, on the far side; 0: one
+  PagesProbe pages;           // pages
 };
 
 // What went through one network interface or RDMA port since it came up.
@@ -114,6 +137,14 @@ struct ProbeResult {
   // dial
   std::string provider;
   std::uint64_t bytes_per_s = 0, latency_ns = 0, p99_ns = 0;
+  // pages
+  std::uint64_t boot_id = 0;   // first 64 bits; equal ones mean one CLOCK_MONOTONIC; 0: unknown
+  std::string huge_pages;      // of the pool
+  std::uint64_t began_ns = 0;  // write: the first one was posted, by CLOCK_MONOTONIC
+  // sync: of each request that is over and was not told before, eight little-endian uint64: room,
+  // started, computed, transfer_total, transfer_exposed, bytes, writes, pieces
+  std::string times;       // bin
+  std::uint32_t left = 0;  // requests that the next sync tells
 };
 
 // Worker -> registry, every 500 ms; answered with Members.

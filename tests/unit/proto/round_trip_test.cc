@@ -61,6 +61,8 @@ Probe sample_probe() {
   m.time_ms = 1000;
   m.pattern = true;
   m.peer = "10.0.0.2:7300";
+  m.pieces = 4;
+  m.pages = {"Llama-3.1-8B", 32, 8, 128, 32, 64, 6, 4, 0.5F, 3, "full", true, true, 30'000};
   return m;
 }
 
@@ -91,6 +93,11 @@ ProbeResult sample_probe_result() {
   m.bytes_per_s = 5'000'000'000;
   m.latency_ns = 21'000;
   m.p99_ns = 40'000;
+  m.boot_id = 0xfedcba9876543212;
+  m.huge_pages = "transparent";
+  m.began_ns = 123456789012;
+  m.times = std::string(ProbeBounds::kTimesBytes, '\x07');
+  m.left = 1023;
   return m;
 }
 
