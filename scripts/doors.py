@@ -29,7 +29,7 @@ ALLOWED = {
 TOOL_DOORS = {"cli", "node"}
 MEASURING_TOOL_DOORS = TOOL_DOORS | {"proto", "device", "fabric", "control", "http", "engine", "transfer",
                                      "kv", "room", "probe"}
-MEASURING_TOOLS = {"kvd-probe", "kvd-bench"}
+MEASURING_TOOLS = {"kvd-probe", "kvd-bench", "peer"}
 
 # Header of a library -> the paths that may include it.
 THIRD_PARTY = [

@@ -8,8 +8,8 @@
 #include "base/units.h"
 #include "control/messenger.h"
 #include "control/zmq_channel.h"
-#include "kvd-probe/raw_peer.h"
 #include "node/event_loop.h"
+#include "peer/raw_peer.h"
 
 namespace kvd::tools {
 namespace {

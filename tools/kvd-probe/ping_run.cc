@@ -8,9 +8,8 @@
 
 #include "base/rng.h"
 #include "base/units.h"
-#include "cli/suggest.h"
 #include "common/measure.h"
-#include "fabric/provider_details.h"
+#include "peer/raw_peer.h"
 #include "probe/interface_counts.h"
 
 namespace kvd::tools {
@@ -32,55 +31,8 @@ double cpu_now_ns() {
   return ns(usage.ru_utime) + ns(usage.ru_stime);
 }
 
-std::vector<std::string> names_of(const std::vector<fabric::ProviderInfo>& found) {
-  std::vector<std::string> out;
-  for (const fabric::ProviderInfo& info : found) {
-    if (std::find(out.begin(), out.end(), info.name) == out.end()) out.push_back(info.name);
-  }
-  return out;
-}
-
-std::string joined(const std::vector<std::string>& names) {
-  std::string out;
-  for (const std::string& name : names) out += (out.empty() ? "" : ", ") + name;
-  return out.empty() ? "none" : out;
-}
-
 Duration share_of(Duration time, double share) {
   return Duration(static_cast<std::int64_t>(static_cast<double>(time.count()) * share));
-}
-
-Result<ProviderChoice> choose(const PingOptions& options,
-                              const std::vector<fabric::ProviderInfo>& found,
-                              const proto::Described& peer) {
-  ProviderChoice out;
-  out.ours = names_of(found);
-  out.theirs = peer.providers;
-  const std::string wanted = options.provider == "verbs" ? "verbs;ofi_rxm" : options.provider;
-  std::vector<std::string> candidates = out.ours;
-  if (!wanted.empty()) candidates = {wanted};
-  std::string no_local;
-  if (std::find(out.theirs.begin(), out.theirs.end(), "local") != out.theirs.end()) {
-    const Status scope = fabric::check_local_scope(peer.scope);
-    if (!scope.ok()) {
-      no_local = scope.message();
-      if (wanted == "local") {
-        return Status(StatusCode::kIncompatible, "provider local: " + no_local);
-      }
-      std::erase(candidates, "local");
-    }
-  }
-  const auto chosen = fabric::choose_provider(candidates, out.theirs, options.require_rdma);
-  if (!chosen.ok()) return chosen.status();
-  out.name = *chosen;
-  out.why = wanted.empty() ? "the best of what both have (here: " + joined(out.ours) +
-                                 "; there: " + joined(out.theirs) + ")"
-                           : "--provider";
-  if (!no_local.empty()) out.why += "; not local: " + no_local;
-  for (const fabric::ProviderInfo& info : found) {
-    if (info.name == out.name) out.rdma = info.rdma;
-  }
-  return out;
 }
 
 class PingRun {
@@ -128,7 +80,7 @@ Status PingRun::open() {
     out_.source = *source;
   }
   KVD_RETURN_IF_ERROR(
-      check_provider(options_.provider, options_.require_rdma, out_.source, options_.device));
+      check_provider({options_.provider, options_.device, out_.source, options_.require_rdma}));
   const auto peer = session_.meet();
   if (!peer.ok()) return peer.status();
   out_.peer = *peer;
@@ -137,8 +89,8 @@ Status PingRun::open() {
                                            " without providers: name a kvd-probe serve, "
                                            "kvd-prefill or kvd-decode"};
   }
-  const auto found = fabric::available_providers(out_.source, options_.device);
-  auto choice = choose(options_, found, *peer);
+  auto choice = choose_between(
+      {options_.provider, options_.device, out_.source, options_.require_rdma}, *peer);
   if (!choice.ok()) return choice.status();
   out_.provider = std::move(*choice);
   report();
@@ -337,32 +289,6 @@ Status PingRun::run() {
 }
 
 }  // namespace
-
-Status check_provider(const std::string& provider, bool require_rdma, const std::string& source,
-                      const std::string& device) {
-  const std::string wanted = provider == "verbs" ? "verbs;ofi_rxm" : provider;
-  std::vector<std::string> names;
-  for (const std::string_view name : fabric::provider_preference()) names.emplace_back(name);
-  if (!wanted.empty() && std::find(names.begin(), names.end(), wanted) == names.end()) {
-    const std::string near = cli::nearest(wanted, names);
-    return invalid_argument("--provider: " + fabric::explain_missing(wanted).message() +
-                            (near.empty() ? "" : "; did you mean " + near + "?"));
-  }
-  const auto found = fabric::available_providers(source, device);
-  const auto has = [&](auto wants) { return std::any_of(found.begin(), found.end(), wants); };
-  if (!wanted.empty() &&
-      !has([&](const fabric::ProviderInfo& info) { return info.name == wanted; })) {
-    return fabric::explain_missing(wanted);
-  }
-  if (!require_rdma) return {};
-  const bool rdma = has([&](const fabric::ProviderInfo& info) {
-    return info.rdma && (wanted.empty() || info.name == wanted);
-  });
-  if (rdma) return {};
-  return {StatusCode::kNoProvider, "--require-rdma: no provider with RDMA at " + source + "; " +
-                                       fabric::explain_missing("verbs;ofi_rxm").message() +
-                                       "; kvd-probe doctor --require-rdma says more"};
-}
 
 void run_ping(const PingOptions& options, PingResult* result,
               const std::function<void(const PingResult&)>& progress) {

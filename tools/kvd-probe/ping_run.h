@@ -11,6 +11,7 @@
 
 #include "fabric/fabric.h"
 #include "kvd-probe/ping_session.h"
+#include "peer/provider_choice.h"
 
 namespace kvd::tools {
 
@@ -30,12 +31,6 @@ struct SizeResult {
   std::vector<double> latency_ns;       // one write, delivered
   std::uint32_t depth = 0, writes = 0;  // of a round
   std::vector<double> rates, read_rates;
-};
-
-struct ProviderChoice {
-  std::string name, why;
-  std::vector<std::string> ours, theirs;
-  bool rdma = false;  // `name` is
 };
 
 struct PingResult {
@@ -58,10 +53,6 @@ struct PingResult {
   Status status;         // why it is not complete
   bool limited() const { return opened.max_bytes_per_s != 0; }
 };
-
-// kInvalidArgument: no such provider, with the nearest; kNoProvider: not here, with the remedy.
-Status check_provider(const std::string& provider, bool require_rdma, const std::string& source,
-                      const std::string& device);
 
 // `result` has whatever was measured when it ends early; result->status says why.
 void run_ping(const PingOptions& options, PingResult* result,

@@ -4,16 +4,14 @@
 #include <cstring>
 #include <utility>
 
-#include "base/rng.h"
 #include "base/units.h"
-#include "control/zmq_channel.h"
+#include "peer/meet.h"
 #include "probe/pattern.h"
 #include "probe/probe_target.h"
 
 namespace kvd::tools {
 namespace {
 
-constexpr Duration kAskInterval{100'000'000}, kFirstLook{500'000'000}, kLookInterval{2'000'000'000};
 // While bytes move the control channel is looked at so rarely that it is not measured.
 constexpr Duration kControlInterval{200'000};
 constexpr Duration kAliveInterval{200'000'000};
@@ -25,8 +23,6 @@ std::uint64_t number_at(const std::string& bytes, std::size_t at) {
   for (std::size_t i = 8; i-- > 0;) out = out << 8 | static_cast<unsigned char>(bytes[at + i]);
   return out;
 }
-
-Status incompatible(std::string text) { return {StatusCode::kIncompatible, std::move(text)}; }
 
 }  // namespace
 
@@ -86,25 +82,15 @@ void PingSession::take(const control::Received& received) {
   if (received.from != peer_ || received.refused) return;
   heard_ = clock_.now();
   const proto::Envelope& envelope = received.envelope;
-  if (envelope.type == proto::MessageType::kDescribed) {
-    auto described = proto::decode_body<proto::Described>(envelope);
-    if (!described.ok()) return;
-    described_ = std::move(*described);
-    incarnation_ = envelope.from;
-  } else if (envelope.type == proto::MessageType::kStaleIncarnation) {
+  if (envelope.type == proto::MessageType::kStaleIncarnation) {
     fault_ = Status(StatusCode::kFailed, options_.peer + " was started anew");
   } else if (envelope.type == proto::MessageType::kError) {
     const auto error = proto::decode_body<proto::Error>(envelope);
-    if (!error.ok()) return;
-    if (error->code == "unauthorized") {
-      fault_ = Status(StatusCode::kNoProvider, options_.peer + " refuses: " + error->text);
-    } else {
-      fault_ = incompatible(options_.peer + " takes no probes: " + error->text);
-    }
+    if (error.ok()) fault_ = error_of_peer(options_.peer, *error, "probes");
   } else if (envelope.type == proto::MessageType::kProbeResult) {
     auto result = proto::decode_body<proto::ProbeResult>(envelope);
     if (!result.ok()) {
-      fault_ = incompatible(options_.peer + ": " + result.status().message());
+      fault_ = Status(StatusCode::kIncompatible, options_.peer + ": " + result.status().message());
     } else if (result->request == awaited_) {
       answer_ = std::move(*result);
     }
@@ -115,13 +101,6 @@ void PingSession::watch(TimePoint now) {
   if (!fault_.ok()) return;
   if (options_.stop && options_.stop()) {
     fault_ = Status(StatusCode::kFailed, "interrupted");
-    return;
-  }
-  if (meeting_) {
-    if (now >= next_ask_) {
-      next_ask_ = now + kAskInterval;
-      (void)messenger_->send(peer_, Incarnation{}, proto::Describe{}).ok();
-    }
     return;
   }
   // Opening may take memory at the other end, which hears nothing meanwhile.
@@ -169,7 +148,7 @@ bool PingSession::may_wait() {
 }
 
 TimePoint PingSession::next_deadline() const {
-  TimePoint out = std::min(deadline_, meeting_ ? next_ask_ : next_alive_);
+  TimePoint out = std::min(deadline_, next_alive_);
   if (!run_ || run_->done()) return out;
   // Room in the send queue has no descriptor.
   const TimePoint retry = clock_.now() + Duration(1'000'000);
@@ -178,70 +157,20 @@ TimePoint PingSession::next_deadline() const {
 
 // --- meeting -----------------------------------------------------------------------------------
 
-Status PingSession::not_met(const Status& why) const {
-  const std::string& peer = options_.peer;
-  if (why.code() != StatusCode::kDeadline) return why;
-  const std::string within = " within " + format_duration(options_.timeout);
-  switch (look_.what) {
-    case RawPeer::kNobody:
-      return unavailable("nobody listens at " + peer + within + " (" + look_.detail +
-                         "): start kvd-probe serve --listen " + peer + " there, or a worker");
-    case RawPeer::kSilent:
-      return unavailable(peer + " did not answer" + within + ": " + look_.detail +
-                         "; it is stopped, or no kvd");
-    default:
-      return unavailable(peer + " did not answer" + within + ": " + look_.detail +
-                         ", so it may be stopped, or its --keys and ours do not match");
-  }
-}
-
 Result<proto::Described> PingSession::meet() {
-  const auto address = parse_host_port(options_.peer);
-  if (!address.ok()) return address.status();
-  control::ZmqOptions zmq;
-  if (!options_.keys.empty()) {
-    auto keys = control::load_keys(options_.keys);
-    if (!keys.ok()) return keys.status();
-    zmq.keys = std::move(*keys);
-  }
-  auto channel = control::open_zmq_channel(zmq);
-  if (!channel.ok()) return channel.status();
-  channel_ = std::move(*channel);
-  messenger_ = std::make_unique<control::Messenger>(
-      channel_.get(), Incarnation{secure_random_u63()}, &clock_, nullptr);
+  auto met = tools::meet(
+      {options_.peer, options_.keys, options_.timeout, options_.stop, options_.notice}, &clock_);
+  if (!met.ok()) return met.status();
+  channel_ = std::move(met->channel);
+  messenger_ = std::move(met->messenger);
   messenger_->on_unreadable([this](control::PeerRef from, const Status& why) {
-    if (from != peer_ || !fault_.ok()) return;
-    fault_ = incompatible(options_.peer + " sends what this kvd cannot read: " + why.message() +
-                          "; use the same kvd on both hosts");
+    if (from == peer_ && fault_.ok()) fault_ = unreadable_peer(options_.peer, why);
   });
-  auto peer = channel_->dial(options_.peer);
-  if (!peer.ok()) return peer.status();
-  peer_ = *peer;
-  meeting_ = true;
-  next_look_ = clock_.now() + kFirstLook;
-  const TimePoint end = clock_.now() + options_.timeout;
-  Status status;
-  while (!described_) {
-    const TimePoint pause = std::min(end, next_look_);
-    status = loop([this] { return described_.has_value(); }, pause - clock_.now(), "no answer");
-    if (described_ || !fault_.ok()) break;
-    const bool over = clock_.now() >= end;
-    look_ = look_at(*address);
-    next_look_ = clock_.now() + kLookInterval;
-    if (look_.what == RawPeer::kForeign) {
-      return incompatible(options_.peer + " is no kvd: " + look_.detail +
-                          "; name the control address (--listen) of a kvd-probe serve, "
-                          "kvd-prefill or kvd-decode");
-    }
-    if (over) break;
-    const std::string now = "waiting for " + options_.peer + ": " + look_.detail;
-    if (now != notice_ && options_.notice) options_.notice(now);
-    notice_ = now;
-  }
-  meeting_ = false;
-  if (!described_) return not_met(status);
+  peer_ = met->ref;
+  incarnation_ = met->incarnation;
+  described_ = std::move(met->described);
   heard_ = clock_.now();
-  return *described_;
+  return described_;
 }
 
 // --- the session -------------------------------------------------------------------------------
@@ -265,16 +194,12 @@ Status PingSession::ask(proto::Probe probe, Duration deadline, const std::string
       },
       deadline, options_.peer + " did not " + what));
   if (answer_->state == "done") return {};
-  const StatusCode code = answer_->code == "no_provider" ? StatusCode::kNoProvider
-                          : answer_->code == "busy"      ? StatusCode::kUnavailable
-                          : answer_->code == "invalid"   ? StatusCode::kInvalidArgument
-                                                         : StatusCode::kFailed;
-  return {code, options_.peer + " refuses: " + answer_->text};
+  return refusal_of_peer(options_.peer, *answer_);
 }
 
 Status PingSession::open(fabric::Domain* domain) {
   domain_ = domain;
-  const bool worker = described_->role != "probe";
+  const bool worker = described_.role != "probe";
   memory_bytes_ = worker ? std::min(options_.buffer_bytes, probe::worker_limits().buffer_bytes)
                          : options_.buffer_bytes;
   const bool shared = domain->capabilities().shared_sources && !options_.reverse;

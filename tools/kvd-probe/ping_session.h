@@ -15,7 +15,6 @@
 #include "control/messenger.h"
 #include "device/host_buffer.h"
 #include "fabric/fabric.h"
-#include "kvd-probe/raw_peer.h"
 #include "node/event_loop.h"
 #include "probe/write_run.h"
 #include "proto/link_messages.h"
@@ -75,7 +74,6 @@ class PingSession final : node::LoopTask {
   Status check_read_back(std::uint64_t bytes, std::uint32_t pages, std::uint64_t epoch);
   Status check_pages(std::uint64_t bytes, std::uint32_t pages, std::uint64_t epoch,
                      const std::string& where) const;
-  Status not_met(const Status& why) const;
 
   const SessionOptions options_;
   SteadyClock clock_;
@@ -84,10 +82,9 @@ class PingSession final : node::LoopTask {
   node::EventLoop loop_;
   control::PeerRef peer_ = 0;
   Incarnation incarnation_;
-  std::optional<proto::Described> described_;
-  RawLook look_;
-  TimePoint next_ask_{0}, next_look_{0}, next_control_{0}, next_alive_{0}, heard_{0}, deadline_{0};
-  bool meeting_ = false, open_ = false;
+  proto::Described described_;
+  TimePoint next_control_{0}, next_alive_{0}, heard_{0}, deadline_{0};
+  bool open_ = false;
   std::uint64_t request_ = 0, awaited_ = 0;
   std::optional<proto::ProbeResult> answer_;
   std::function<bool()> done_;

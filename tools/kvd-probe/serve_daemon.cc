@@ -95,7 +95,7 @@ Status ServeDaemon::start() {
   channel_ = std::move(*channel);
   messenger_ = std::make_unique<control::Messenger>(channel_.get(), incarnation_, &clock_, nullptr);
   KVD_RETURN_IF_ERROR(
-      check_provider(options_.provider, options_.require_rdma, *source, options_.device));
+      check_provider({options_.provider, options_.device, *source, options_.require_rdma}));
   auto providers =
       node::ProviderSet::open({options_.provider, options_.device, *source, options_.require_rdma});
   if (!providers.ok()) return providers.status();

@@ -1,4 +1,4 @@
-#include "kvd-probe/raw_peer.h"
+#include "peer/raw_peer.h"
 
 #include <netdb.h>
 #include <poll.h>
