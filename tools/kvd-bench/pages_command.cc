@@ -1,6 +1,7 @@
 #include "kvd-bench/pages_command.h"
 
 #include <algorithm>
+#include <iostream>
 #include <memory>
 
 #include "base/units.h"
@@ -9,9 +10,9 @@
 #include "cli/progress.h"
 #include "cli/signals.h"
 #include "common/environment.h"
-#include "kvd-bench/page_sets.h"
 #include "kvd-bench/pages_report.h"
 #include "kvd-bench/pages_run.h"
+#include "peer/page_sets.h"
 
 namespace kvd::tools {
 namespace {
@@ -55,10 +56,16 @@ void add_what_rows(cli::OptionTable* table, PagesOptions* o) {
 void add_how_rows(cli::OptionTable* table, PagesOptions* o) {
   table->group(
       "Transport",
-      {cli::text_option("provider", "NAME", &o->provider, "what carries the pages")
-           .with_default("the best here"),
+      {cli::text_option("peer", "ADDR", &o->peer,
+                        "control address of a kvd-probe serve, which sends")
+           .with_default("a process started here"),
+       cli::text_option("provider", "NAME", &o->provider, "what carries the pages")
+           .with_default("the best here, or that both have"),
        cli::text_option("device", "NAME", &o->device, "fabric device").with_default("any"),
-       cli::text_option("fabric-addr", "HOST", &o->fabric_addr, "address of the interface")});
+       cli::text_option("fabric-addr", "HOST", &o->fabric_addr, "address of the interface")
+           .with_default("127.0.0.1, or of the route to --peer"),
+       cli::text_option("keys", "FILE", &o->keys, "CURVE keys of the control channel to --peer")
+           .hidden_in_brief()});
   table->group(
       "Measuring",
       {cli::count_option("concurrency", &o->concurrency, "requests at once", 1, 1024),
@@ -73,7 +80,10 @@ void add_how_rows(cli::OptionTable* table, PagesOptions* o) {
        cli::cpus_option("pin", &o->pin, "CPU of the sender and CPU of the receiver, as 0,1")
            .with_default("none"),
        cli::duration_option("max-time", {&o->max_time}, "end after this, with what there is"),
-       cli::duration_option("timeout", {&o->timeout}, "wait for the link and for a round"),
+       cli::duration_option("timeout", {&o->timeout}, "wait for --peer, the link and a round"),
+       cli::duration_option("dead-after", {&o->dead_after},
+                            "silence after which --peer is taken for dead")
+           .hidden_in_brief(),
        cli::count_option("pairs", &o->least_pairs,
                          "least pairs of rounds: one of pages, one of plain writes", 1, 100000)
            .hidden_in_brief(),
@@ -143,6 +153,12 @@ Result<PagesPlan> check_pages(const PagesOptions& options) {
   if (!made.ok()) return made;
   PagesPlan plan = std::move(*made);
   if (options.pin.size() > 2) return invalid_argument("--pin takes two CPUs: sender, receiver");
+  if (!options.peer.empty() && options.pin.size() > 1) {
+    return invalid_argument("--pin takes one CPU with --peer, the receiver's");
+  }
+  if (options.peer.empty() && !options.keys.empty()) {
+    return invalid_argument("--keys is of use with --peer only");
+  }
   plan.pages_each = plan.layout.pages_for(plan.tokens.longest());
   const std::uint64_t request = plan.pages_each * plan.layout.page_bytes();
   const std::uint64_t pool = options.pool_bytes != 0 ? options.pool_bytes : kPoolBytes;
@@ -170,15 +186,19 @@ Result<PagesPlan> check_pages(const PagesOptions& options) {
 
 namespace {
 
-int run_verb(const PagesOptions& options, const cli::Invocation& invocation) {
+int run_verb(PagesOptions& options, const cli::Invocation& invocation) {
   const auto failed = [&](const Status& status) {
     return cli::report_error(kBenchProgram, status, invocation.json || options.ndjson);
   };
   if (const Status status = check_outputs(options, invocation.json); !status.ok())
     return failed(status);
+  const std::atomic<int>& signals = cli::count_signals();
+  options.stop = [&signals] { return signals.load() != 0; };
+  options.notice = [](const std::string& text) {
+    std::cerr << kBenchProgram << ": " << text << std::endl;
+  };
   const auto plan = check_pages(options);
   if (!plan.ok()) return failed(plan.status());
-  const std::atomic<int>& signals = cli::count_signals();
   const Environment environment = capture_environment();
   if (options.ndjson) {
     const Status status = cli::write_out(pages_start_event(*plan, environment));
@@ -186,7 +206,7 @@ int run_verb(const PagesOptions& options, const cli::Invocation& invocation) {
   }
   cli::Progress progress("pairs of rounds", options.least_pairs);
   PagesWatch watch;
-  watch.stop = [&signals] { return signals.load() != 0; };
+  watch.stop = options.stop;
   watch.paired = [&](const PagesResult& result) {
     progress.update(result.pairs.size());
     if (options.ndjson) (void)cli::write_out(pages_interval_event(result));
@@ -218,7 +238,8 @@ Verb pages_verb() {
   verb.command.examples =
       "kvd-bench pages --shape Llama-3.1-8B --fragmentation 1\n"
       "kvd-bench pages --page-bytes 64KiB --pages 512 --provider tcp --spin --json > before.json\n"
-      "kvd-bench pages --groups --rate 50 --ndjson";
+      "kvd-bench pages --groups --rate 50 --ndjson\n"
+      "kvd-bench pages --peer 10.0.0.2:7300";
   verb.run = [options](const cli::Invocation& invocation) {
     return run_verb(*options, invocation);
   };

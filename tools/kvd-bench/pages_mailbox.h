@@ -13,25 +13,13 @@
 #include "base/status.h"
 #include "device/host_buffer.h"
 #include "fabric/fabric.h"
+#include "kvd-bench/far_side.h"
 #include "probe/plain_writes.h"
 
 namespace kvd::tools {
 
 constexpr std::size_t kMaxText = 512;
 constexpr std::size_t kRequestSlots = 1 << 16;
-
-// One request as the sender saw it, on its clock. `room` is stored last.
-struct SenderTimes {
-  std::atomic<std::uint64_t> room{0};
-  std::int64_t started_ns = 0;   // Allocate was there and the source pages leased
-  std::int64_t computed_ns = 0;  // all pages were handed over
-  std::int64_t over_ns = 0;
-  std::int64_t transfer_total_ns = 0, transfer_exposed_ns = 0;
-  std::uint64_t bytes = 0, writes = 0, pieces = 0;
-};
-
-// kSync: answered when no room is left.
-enum class Order : std::uint32_t { kNone, kPlain, kVerifyOn, kVerifyOff, kSync, kExit };
 
 struct Mailbox {
   // Set-up, written once by each side before it says so with a byte on the socket.
@@ -49,7 +37,7 @@ struct Mailbox {
   std::int64_t plain_began_ns = 0;  // first write posted
 
   std::atomic<std::uint64_t> requests{0};  // entries of `times` that were written, ever
-  std::array<SenderTimes, kRequestSlots> times;
+  std::array<SentTimes, kRequestSlots> times;
 };
 
 // Owns the mapping and one end of the socket each; made before fork(). One thread a side.

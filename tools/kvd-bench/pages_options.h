@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
@@ -21,7 +22,10 @@ struct PagesOptions {
   bool groups = false;  // as streamed; else whole pages
   double fragmentation = 0;
 
-  std::string provider, fabric_addr = "127.0.0.1", device;
+  std::string peer;  // HOST:PORT of a kvd-probe serve; empty: the sender is started here
+  std::string keys;
+  std::string provider, device;
+  std::string fabric_addr;  // empty: loopback; with a peer the address that the way to it begins at
   std::uint32_t concurrency = 4;
   std::optional<double> rate;    // requests a second, open loop
   std::uint64_t pool_bytes = 0;  // 0: chosen
@@ -29,11 +33,15 @@ struct PagesOptions {
   bool spin = false;
   std::vector<int> pin;  // sender's CPU, receiver's CPU
 
-  Duration max_time{60'000'000'000}, timeout{30'000'000'000};
+  Duration max_time{60'000'000'000}, timeout{30'000'000'000}, dead_after{2'000'000'000};
   std::uint32_t least_pairs = 30, most_pairs = 200;
   double tight = 0.01;  // half the width of the ratio's confidence interval, of the ratio
   std::uint64_t seed = 1;
   bool csv = false, ndjson = false;
+
+  // While a peer is waited for.
+  std::function<bool()> stop;                      // true: give up; may be null
+  std::function<void(const std::string&)> notice;  // what is waited for; may be null
 };
 
 // What the options come to; `check_pages` makes it.

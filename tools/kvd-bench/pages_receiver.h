@@ -1,8 +1,6 @@
 // The receiving process of `kvd-bench pages`, which drives: the daemons' KvReceiver, the target of
-// plain writes, and the other process.
+// plain writes, and the far side: a process of ours or a kvd-probe serve.
 #pragma once
-
-#include <sys/types.h>
 
 #include <memory>
 #include <string>
@@ -10,9 +8,10 @@
 
 #include "base/clock.h"
 #include "base/status.h"
+#include "device/host_buffer.h"
 #include "fabric/fabric.h"
-#include "kvd-bench/pages_mailbox.h"
 #include "kvd-bench/pages_options.h"
+#include "probe/plain_writes.h"
 
 namespace kvd::tools {
 
@@ -51,7 +50,7 @@ struct PlainRound {
 
 // What it costs before the first byte moves.
 struct ColdTimes {
-  double start_ns = 0;     // of both processes: pools, providers, control
+  double start_ns = 0;     // of both processes: pools, providers, control; a peer's queue, too
   double register_ns = 0;  // of the pool, with the provider
   double connect_ns = 0;   // dial until the link has had its verified test write
   double first_request_ns = 0;
@@ -65,15 +64,18 @@ struct HugePages {
   }
 };
 
-// One pair of processes, from start to end. One thread; the process must have no other thread when
-// start() is called, for it forks.
+// One pair of processes, from start to end. One thread; without --peer the process must have no
+// other thread when start() is called, for it forks.
 class PagesPair {
  public:
-  // `isolated` as run_pages_sender.
-  static Result<std::unique_ptr<PagesPair>> start(const PagesPlan& plan,
-                                                  const std::string& provider, bool isolated);
-  ~PagesPair();  // ends the other process
+  // The record waits for the delivery of its pages where `isolated`.
+  static Result<std::unique_ptr<PagesPair>> start(const PagesPlan& plan, bool isolated);
+  ~PagesPair();  // ends the other process, or the session with it
 
+  const std::string& provider() const;
+  // Stages of the two sides are on one clock; otherwise each is on that of the side it belongs to,
+  // and `commit` is half a round trip.
+  bool shares_clock() const;
   const fabric::Capabilities& capabilities() const;
   const ColdTimes& cold() const;
   HugePages huge_pages() const;

@@ -152,7 +152,14 @@ void write_speed(cli::JsonWriter* json, const PagesResult& result) {
 void write_result(cli::JsonWriter* json, const PagesResult& result,
                   const Environment& environment) {
   json->field("kind", "pages").field("schema", 1);
-  json->field("provider", result.provider);
+  json->field("provider", result.provider).key("peer");
+  const std::string& peer = result.plan.options.peer;
+  if (peer.empty()) {
+    json->null();
+  } else {
+    json->value(peer);
+  }
+  json->field("commit_clock", result.shared_clock ? "shared" : "half_round_trip");
   write_what(json, result.plan);
   json->field("pages", result.pages)
       .field("runs", result.runs)

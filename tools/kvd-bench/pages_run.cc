@@ -5,7 +5,6 @@
 #include <map>
 
 #include "common/measure.h"
-#include "kvd-bench/pages_domain.h"
 #include "probe/plain_writes.h"
 
 namespace kvd::tools {
@@ -49,12 +48,11 @@ class PagesRun {
 };
 
 Status PagesRun::open() {
-  auto provider = choose_pages_provider(out_.plan.options);
-  if (!provider.ok()) return provider.status();
-  auto pair = PagesPair::start(out_.plan, *provider, false);
+  auto pair = PagesPair::start(out_.plan, false);
   if (!pair.ok()) return pair.status();
   pair_ = std::move(*pair);
-  out_.provider = *provider;
+  out_.provider = pair_->provider();
+  out_.shared_clock = pair_->shares_clock();
   out_.libfabric_name = pair_->capabilities().libfabric_name;
   out_.huge_pages = pair_->huge_pages();
   out_.copies = pair_->capabilities().target_copies ? 1 : 0;
@@ -192,7 +190,8 @@ Status PagesRun::isolated() {
   PagesPlan plan = out_.plan;
   plan.tokens = *TokenLengths::parse(std::to_string(plan.layout.page_size));
   plan.options.concurrency = 1;
-  auto pair = PagesPair::start(plan, out_.provider, true);
+  plan.options.provider = out_.provider;
+  auto pair = PagesPair::start(plan, true);
   if (!pair.ok()) return pair.status();
   const auto round = (*pair)->kv_round(kIsolatedRequests, 1, false, 0);
   if (!round.ok()) return round.status();

@@ -23,6 +23,7 @@ struct RoundPair {
 struct PagesResult {
   PagesPlan plan;
   std::string provider, libfabric_name;
+  bool shared_clock = true;  // of both sides; else commit is half a round trip
   HugePages huge_pages;
   std::uint32_t copies = 0;  // of each byte, by the program itself
   ColdTimes cold;

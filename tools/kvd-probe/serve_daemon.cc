@@ -19,6 +19,7 @@
 #include "node/exposure.h"
 #include "node/key_roles.h"
 #include "node/provider_set.h"
+#include "peer/pages_session.h"
 #include "probe/probe_target.h"
 
 namespace kvd::tools {
@@ -56,7 +57,7 @@ class ServeDaemon final : public node::Daemon, node::LoopTask {
   bool control();
   void take(const control::Received& message);
   void dial(const control::Received& message);
-  proto::Described describe() const;
+  proto::Described describe(const control::Received& message) const;
 
   ServeOptions options_;
   SteadyClock clock_;
@@ -66,6 +67,7 @@ class ServeDaemon final : public node::Daemon, node::LoopTask {
   std::unique_ptr<control::Channel> channel_;
   std::unique_ptr<control::Messenger> messenger_;
   node::ProviderSet providers_;
+  std::unique_ptr<PagesSessions> pages_;
   std::unique_ptr<probe::ProbeTarget> target_;
   TimePoint next_control_{0};
   const std::atomic<int>* signals_ = nullptr;
@@ -75,7 +77,7 @@ class ServeDaemon final : public node::Daemon, node::LoopTask {
   std::thread dialler_;
 };
 
-// While bytes move the control channel is looked at so rarely that it is not measured.
+// While plain bytes move the control channel is looked at so rarely that it is not measured.
 constexpr Duration kControlInterval{200'000};
 
 Status ServeDaemon::start() {
@@ -100,8 +102,10 @@ Status ServeDaemon::start() {
       node::ProviderSet::open({options_.provider, options_.device, *source, options_.require_rdma});
   if (!providers.ok()) return providers.status();
   providers_ = std::move(*providers);
+  pages_ = std::make_unique<PagesSessions>(providers_.domains(), messenger_.get(), &clock_);
   target_ = std::make_unique<probe::ProbeTarget>(probe::TargetLimits{}, providers_.domains(),
                                                  messenger_.get(), &clock_);
+  target_->offer(pages_.get());
   return target_->reserve();
 }
 
@@ -123,18 +127,20 @@ Status ServeDaemon::run(const std::atomic<int>& signals) {
   return {};
 }
 
-proto::Described ServeDaemon::describe() const {
+proto::Described ServeDaemon::describe(const control::Received& message) const {
   proto::Described out;
   out.role = "probe";
   out.program = options_.common.program;
   out.version = options_.common.version;
   out.providers = providers_.names();
   out.scope = providers_.scope();
+  if (pages_->is_client(message)) pages_->describe(&out);
   return out;
 }
 
 void ServeDaemon::take(const control::Received& message) {
-  if (message.refused) return;
+  // Whoever was allowed to open a session of pages may have a transfer in it.
+  if (pages_->on_message(message) || message.refused) return;
   const std::string wrong = node::key_objection(keys_ ? &*keys_ : nullptr, message);
   if (!wrong.empty()) {
     messenger_->refuse(message, "unauthorized", wrong);
@@ -144,13 +150,14 @@ void ServeDaemon::take(const control::Received& message) {
   const MessageType type = message.envelope.type;
   if (type == MessageType::kDescribe) {
     // A reply that cannot be sent is asked for again.
-    (void)messenger_->send(message.from, message.envelope.from, describe()).ok();
+    (void)messenger_->send(message.from, message.envelope.from, describe(message)).ok();
   } else if (type == MessageType::kProbe) {
     if (!target_->on_message(message)) dial(message);
   } else if (type != MessageType::kError && type != MessageType::kStaleIncarnation) {
     messenger_->refuse(message, "unexpected",
                        std::string(proto::to_string(type)) +
-                           " means nothing to kvd-probe serve, which holds no KV");
+                           " means nothing to kvd-probe serve outside a session of pages: it "
+                           "holds no KV");
   }
 }
 
@@ -230,6 +237,7 @@ bool ServeDaemon::control() {
 
 bool ServeDaemon::step() {
   const bool busy = target_->poll();
+  if (pages_->eager()) return control() || busy;
   const TimePoint now = clock_.now();
   if (now < next_control_) return busy;
   next_control_ = now + kControlInterval;

@@ -4,8 +4,8 @@
 #include <fstream>
 #include <set>
 
-#include "kvd-bench/page_sets.h"
 #include "kvd-bench/pages_shape.h"
+#include "peer/page_sets.h"
 
 namespace kvd::tools {
 namespace {

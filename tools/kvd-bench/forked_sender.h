@@ -1,5 +1,4 @@
-// The sending process of `kvd-bench pages`: the daemons' KvSender behind a real control channel,
-// with an engine that is done at once; and the writer of plain writes beside it.
+// The sending process that `kvd-bench pages` starts itself.
 #pragma once
 
 #include "kvd-bench/pages_mailbox.h"
@@ -10,7 +9,7 @@ namespace kvd::tools {
 // Serves until the order to exit, or until the other process has gone. Returns the exit code; why
 // it failed is in the mailbox. `isolated`: the record waits for the delivery of its pages, as on a
 // provider that keeps no order.
-int run_pages_sender(const PagesPlan& plan, const std::string& provider, bool isolated,
-                     MailboxPair* mailbox);
+int run_forked_sender(const PagesPlan& plan, const std::string& provider, bool isolated,
+                      MailboxPair* mailbox);
 
 }  // namespace kvd::tools

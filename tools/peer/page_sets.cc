@@ -1,4 +1,4 @@
-#include "kvd-bench/page_sets.h"
+#include "peer/page_sets.h"
 
 #include <algorithm>
 #include <numeric>
