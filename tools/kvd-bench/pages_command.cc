@@ -13,6 +13,7 @@
 #include "kvd-bench/pages_report.h"
 #include "kvd-bench/pages_run.h"
 #include "peer/page_sets.h"
+#include "peer/sender_spec.h"
 
 namespace kvd::tools {
 namespace {
@@ -111,6 +112,12 @@ Status check_outputs(const PagesOptions& options, bool json) {
   return {};
 }
 
+// The ceiling at 1 MiB needs pools that have as much.
+std::uint32_t sets_of_a_mib(std::uint64_t page_bytes, std::uint32_t pages_each) {
+  const std::uint64_t set = page_bytes * PageSets::pages_needed(1, pages_each, 0);
+  return static_cast<std::uint32_t>(((1u << 20) + set - 1) / set);
+}
+
 Result<PagesPlan> plan_layout(const PagesOptions& o) {
   PagesPlan plan;
   plan.options = o;
@@ -167,7 +174,8 @@ Result<PagesPlan> check_pages(const PagesOptions& options) {
   const std::uint64_t each = options.fragmentation > 0 ? 2 * request : request;
   const std::uint64_t fitting =
       std::min<std::uint64_t>({pool / each, kMostSets, kMostPages / plan.pages_each});
-  plan.sets = std::max(least, static_cast<std::uint32_t>(fitting));
+  plan.sets = std::max({least, static_cast<std::uint32_t>(fitting),
+                        sets_of_a_mib(plan.layout.page_bytes(), plan.pages_each)});
   const std::uint64_t pages =
       PageSets::pages_needed(plan.sets, plan.pages_each, options.fragmentation);
   const std::uint64_t bytes = pages * plan.layout.page_bytes();
@@ -176,6 +184,11 @@ Result<PagesPlan> check_pages(const PagesOptions& options) {
     return invalid_argument("each side needs a pool of " + format_bytes(bytes) + ", for " +
                             std::to_string(plan.sets) + " requests of " + format_bytes(request) +
                             ": lower --concurrency or the request's length, or raise --kv-memory");
+  }
+  if (!options.peer.empty() && bytes > kMostPeerPoolBytes) {
+    return invalid_argument("each side needs a pool of " + format_bytes(bytes) +
+                            ", and a peer takes " + format_bytes(kMostPeerPoolBytes) +
+                            " at most: lower --kv-memory, --concurrency or the request's length");
   }
   plan.pool_pages = static_cast<std::uint32_t>(pages);
   const std::uint64_t requests = (kRoundBytes + request - 1) / request;

@@ -11,7 +11,6 @@
 namespace kvd::tools {
 namespace {
 
-constexpr std::uint64_t kMostPoolBytes = 4ull << 30;
 constexpr std::uint64_t kMostPoolPages = 1u << 20;  // each is looked at while the pool is opened
 constexpr std::uint32_t kMostSets = 4096, kMostPageSize = 4096;
 
@@ -87,7 +86,7 @@ Result<SenderSpec> checked_spec(const proto::PagesProbe& p, std::uint64_t availa
   }
   const std::uint64_t bytes = out.pool_bytes();
   // A quarter is left for what else the host does.
-  const std::uint64_t most = std::min(kMostPoolBytes, available - available / 4);
+  const std::uint64_t most = std::min(kMostPeerPoolBytes, available - available / 4);
   if (bytes > most) {
     return invalid_argument("a pool of " + format_bytes(bytes) + " is asked for, and " +
                             format_bytes(most) +

@@ -13,6 +13,8 @@
 
 namespace kvd::tools {
 
+constexpr std::uint64_t kMostPeerPoolBytes = 4ull << 30;
+
 struct SenderSpec {
   std::string model;
   kv::KvLayout layout;

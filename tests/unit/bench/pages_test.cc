@@ -4,6 +4,7 @@
 #include <fstream>
 #include <set>
 
+#include "kvd-bench/pages_options.h"
 #include "kvd-bench/pages_shape.h"
 #include "peer/page_sets.h"
 
@@ -133,6 +134,18 @@ TEST_CASE("lengths: a number, a range and a lognormal are drawn within their bou
         "lognormal:10:0", "lognormal:10:x", "lognormal:10:3", "99999999999"}) {
     INFO(wrong);
     CHECK(TokenLengths::parse(wrong).status().code() == StatusCode::kInvalidArgument);
+  }
+}
+
+TEST_CASE("plans: a pool of the smallest requests has room for a plain write of 1 MiB") {
+  PagesOptions options;
+  for (const std::uint64_t bytes : {128, 4096, 1 << 20}) {
+    options.page_bytes = bytes;
+    options.pages = 1;
+    const auto plan = check_pages(options);
+    REQUIRE(plan.ok());
+    CHECK(plan->pool_pages * bytes >= 1u << 20);
+    CHECK(plan->sets <= 4096);
   }
 }
 
