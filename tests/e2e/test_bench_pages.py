@@ -2,19 +2,26 @@
 """kvd-bench pages: what it says, what it refuses, and its ceiling.
 
   test_bench_pages.py           the verb
+  test_bench_pages.py peer      a kvd-probe serve as the sending side
   test_bench_pages.py ceiling   its ceiling against plain writes without kvd: --pairs N alternating
                                 measurements, whose median ratio must lie within --within LOW,HIGH
 """
 import argparse
 import json
 import os
+import signal
+import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 import kvdtest
-from kvdtest import BIN, check
+from kvdtest import BIN, ROOT, check, cluster
+
+sys.path.insert(0, str(ROOT / "tests" / "json"))
+from validate import check as check_document  # noqa: E402  pylint: disable=wrong-import-position
 
 FIELDS = """provider page_bytes pages runs writes bytes bytes_per_s ceiling_bytes_per_s
     ceiling_1mib_bytes_per_s write_bytes ratio_to_ceiling latency_ns control_ns post_ns wire_ns commit_ns
@@ -34,6 +41,9 @@ def result(*args):
     return json.loads(bench(*QUICK, "--json", *args).stdout)
 
 
+STAGES = ("control", "post", "wire", "commit", "digest", "visible")
+
+
 def check_results():
     for provider, fragmentation in (("tcp", "1"), ("tcp;ofi_rxm", "0"), ("local", "0.5")):
         r = result("--provider", provider, "--pages", "16", "--fragmentation", fragmentation)
@@ -44,13 +54,13 @@ def check_results():
         check({"0": r["runs"] == 1, "1": r["runs"] == 16}.get(fragmentation, 1 < r["runs"] < 16), "runs: %s" % r["runs"])
         check(r["verified"] >= 2 * 4 * 16, "too few pages were checked")
         check(r["bytes_per_s"] > 0 and 0.05 < r["ratio_to_ceiling"] < 20, "a figure is missing")
-        stages = sum(r[s + "_ns"]["p50"] for s in ("control", "post", "wire", "commit", "digest", "visible"))
+        stages = sum(r[s + "_ns"]["p50"] for s in STAGES)
         check(r["latency_ns"]["n"] > 0 and 0 < stages < 3 * r["latency_ns"]["p99"], "stages")
         check(r["environment"]["tcp_congestion_control"] != "", "environment")
     r = result("--provider", "tcp", "--page-bytes", "4KiB", "--pages", "64", "--fragmentation", "1")
     check(r["pieces"] == 4 and r["write_bytes"] == 16384, "small pages go several to a write")
     r = result("--provider", "tcp", "--groups", "--pages", "4", "--tp", "3")
-    for stage in ("control", "post", "wire", "commit", "digest", "visible"):
+    for stage in STAGES:
         check(r[stage + "_ns"]["p50"] >= 0, "%s of groups: %s" % (stage, r[stage + "_ns"]))
     check(r["layers"] == 30 and r["page_bytes"] == 245760 and r["writes"] > 4, "groups of one of three ranks")
 
@@ -87,6 +97,162 @@ def check_refusals():
     bench("--provider", "none", "--pages", "2", code=3)
 
 
+# --- --peer ------------------------------------------------------------------------------------
+
+PEER = ("--pages", "16", *QUICK)
+
+
+def serve(start, *args, **kwargs):
+    return start("kvd-probe", "serve", "--listen", "127.0.0.1:0", "--log-level", "warn", *args, **kwargs)
+
+
+def check_peer_result(r, provider, clock="shared"):
+    check_document("bench_pages", r)
+    check(r["provider"] == provider and r["commit_clock"] == clock, "%s, %s" % (r["provider"], r["commit_clock"]))
+    check(r["bytes"] == 16 * 737280 and r["verified"] >= 2 * 4 * 16, "bytes and verified pages")
+    check(r["bytes_per_s"] > 0 and 0.05 < r["ratio_to_ceiling"] < 20, "a figure is missing")
+    check(r["sender_cpu_ns_per_gib"] > 0 and r["receiver_cpu_ns_per_gib"] > 0, "processor time of both sides")
+    for stage in STAGES:
+        check(r[stage + "_ns"]["p50"] >= 0, "%s: %s" % (stage, r[stage + "_ns"]))
+    check(0 < sum(r[s + "_ns"]["p50"] for s in STAGES) < 3 * r["latency_ns"]["p99"], "stages")
+    check(r["commit_isolated_ns"]["n"] > 0, "the record alone")
+
+
+def refused(peer, code, words, *args):
+    began = time.monotonic()
+    done = bench("--peer", peer, "--json", *PEER, *args, code=code)
+    check(done.stdout.count("\n") == 1, "not one document: " + done.stdout)
+    document = json.loads(done.stdout)
+    check_document("error", document)
+    message = document["error"]["message"]
+    check(words in message and "\n" not in message, "%r is not in: %s" % (words, message))
+    return time.monotonic() - began
+
+
+def check_peer_results():
+    with cluster() as start:
+        peer = serve(start)
+        for provider in ("tcp", "tcp;ofi_rxm", "local"):
+            r = result("--peer", peer.control, "--provider", provider, "--pages", "16")
+            check(r["peer"] == peer.control, "peer: %s" % r["peer"])
+            check_peer_result(r, provider)
+        best = result("--peer", peer.control, "--pages", "16", "--groups", "--fragmentation", "0.5", "--digest", "full")
+        check(best["provider"] == "local" and best["mode"] == "groups", "the best that both have")
+        small = result("--peer", peer.control, "--provider", "tcp", "--page-bytes", "4KiB", "--pages", "64",
+                       "--fragmentation", "1", "--spin")
+        check(small["pieces"] == 4 and small["runs"] == 64, "small pages go several to a write")
+        many = result("--peer", peer.control, "--provider", "tcp", "--page-bytes", "4KiB", "--pages", "2",
+                      "--concurrency", "16")
+        check(many["latency_ns"]["n"] > 1024, "times of %s requests came in several answers" % many["latency_ns"]["n"])
+        only = serve(start, "--provider", "tcp")
+        check(result("--peer", only.control, "--pages", "16")["provider"] == "tcp", "the best that both have")
+        refused(only.control, 5, "no provider in common", "--provider", "local")
+        check(peer.stop() == 0, "SIGTERM ends a serve with 0")
+
+
+def check_peer_hosts():
+    """Two hosts; then two that do not share a boot id, whose clocks are never subtracted."""
+    hosts = kvdtest.Namespaces()
+    try:
+        with cluster() as start, tempfile.NamedTemporaryFile("w", suffix=".boot") as boot:
+            listen = ("--listen", hosts.addr_b + ":0", "--insecure", "--log-level", "warn")
+            boot.write("01234567-89ab-4cde-8f01-23456789abcd\n")
+            boot.flush()
+            elsewhere = ("unshare", "-m", "sh", "-c", "mount --bind %s /proc/sys/kernel/random/boot_id && exec \"$@\"" %
+                         boot.name, "sh")
+            for clock, prefix in (("shared", ()), ("half_round_trip", elsewhere)):
+                peer = start("kvd-probe", "serve", *listen, netns=hosts.b, prefix=prefix)
+                done = kvdtest.run_in(hosts.a, BIN / "kvd-bench", "pages", "--peer", peer.control, "--json", *PEER,
+                                      timeout=100)
+                check(done.returncode == 0, "between hosts: %d %s%s" % (done.returncode, done.stdout, done.stderr))
+                r = json.loads(done.stdout)
+                check_peer_result(r, "tcp", clock)
+                if clock == "half_round_trip":
+                    commit = r["commit_ns"]
+                    check(commit["p50"] < 0.2 * r["latency_ns"]["p50"], "half a round trip: %s" % commit)
+    finally:
+        hosts.close()
+
+
+def midway(peer, *args):
+    """A client whose first pair of rounds is over."""
+    client = subprocess.Popen([str(BIN / "kvd-bench"), "pages", "--peer", peer.control, "--ndjson", "--provider", "tcp",
+                               "--pages", "16", "--kv-memory", "64MiB", "--pairs", "10000", "--most-pairs", "10000",
+                               *args], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    kinds = [json.loads(client.stdout.readline())["event"] for _ in range(2)]
+    check(kinds == ["start", "interval"], "events: %s" % kinds)
+    return client
+
+
+def check_peer_ends():
+    for number, least, most in ((signal.SIGKILL, 0, 3), (signal.SIGSTOP, 0.9, 3)):
+        with cluster() as start:
+            peer = serve(start)
+            client = midway(peer, "--dead-after", "1s")
+            peer.signal(number)
+            began = time.monotonic()
+            out, _ = client.communicate(timeout=60)
+            took = time.monotonic() - began
+            check(client.returncode in (4, 7), "status %d: %s" % (client.returncode, out))
+            last = json.loads(out.splitlines()[-1])
+            check(peer.control in last["error"]["message"], "which peer it was: %s" % last)
+            check(least < took < most, "signal %d: the client took %.2f s" % (number, took))
+
+
+def check_peer_client_dies():
+    """Its session ends within --dead-after, and who waits meanwhile is told so."""
+    with cluster() as start:
+        peer = serve(start)
+        client = midway(peer, "--dead-after", "1s")
+        ping = subprocess.Popen([str(BIN / "kvd-probe"), "ping", peer.control, "--provider", "tcp", "--bytes", "4KiB",
+                                 "--time", "200ms", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        told = ping.stderr.readline()
+        check("other clients use it" in told, "a ping waits for the session of pages: " + told)
+        client.kill()
+        client.communicate()
+        began = time.monotonic()
+        out, err = ping.communicate(timeout=60)
+        check(ping.returncode == 0 and json.loads(out)["complete"], "the next client is served: %s %s" % (out, err))
+        check(time.monotonic() - began < 4, "it waited for %.1f s" % (time.monotonic() - began))
+        check_peer_result(result("--peer", peer.control, "--provider", "tcp", "--pages", "16"), "tcp")
+
+
+def check_peer_either_first():
+    port = socket.create_server(("127.0.0.1", 0))
+    address = "127.0.0.1:%d" % port.getsockname()[1]
+    port.close()
+    client = subprocess.Popen([str(BIN / "kvd-bench"), "pages", "--peer", address, "--json", *PEER],
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    line = client.stderr.readline()
+    check("waiting for " + address in line, "what is awaited is named: " + line)
+    with cluster() as start:
+        start("kvd-probe", "serve", "--listen", address, "--log-level", "warn")
+        out, err = client.communicate(timeout=60)
+        check(client.returncode == 0 and json.loads(out)["verified"] > 0, "%s %s" % (out, err))
+
+
+def check_peer_refusals():
+    for args, words in ((("--peer", "nonsense"), "HOST:PORT"), (("--keys", "none"), "--peer"),
+                        (("--peer", "127.0.0.1:1", "--pin", "0,1"), "one CPU"),
+                        (("--peer", "127.0.0.1:1", "--provider", "tpc"), "did you mean tcp"),
+                        (("--peer", "127.0.0.1:1", "--pages", "1024"), "each side needs a pool of")):
+        done = bench(*args, code=2)
+        check(words in done.stderr, "%s says: %s" % (args, done.stderr))
+    took = refused("127.0.0.1:1", 4, "kvd-probe serve", "--timeout", "500ms")
+    check(took < 3, "nobody: %.1f s" % took)
+    with cluster() as start:
+        mock = (*kvdtest.WORKER, "--engine", "mock", "--shape", "tiny", "--kv-memory", "4MiB", "--log-level", "error")
+        worker = start("kvd-prefill", *mock)
+        refused(worker.control, 5, "is a kvd-prefill: --peer takes")
+        route = start("kvd-route", "serve", "--http", "127.0.0.1:0", "--listen", "127.0.0.1:0", "--log-level", "error")
+        refused(route.control, 5, "kvd-route")
+        refused(route.http[len("http://"):], 5, "is no kvd")
+        # More pages than a peer looks at; the bytes are few.
+        peer = serve(start)
+        refused(peer.control, 2, "1048576", "--provider", "tcp", "--page-bytes", "128", "--pages", "200000")
+        check_peer_result(result("--peer", peer.control, "--provider", "tcp", "--pages", "16"), "tcp")
+
+
 def ceiling(arguments):
     plain = BIN / "test" / "kvd_plain_writes"
     if not plain.exists():
@@ -108,14 +274,17 @@ def ceiling(arguments):
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("what", nargs="?", default="verb", choices=("verb", "ceiling"))
+    parser.add_argument("what", nargs="?", default="verb", choices=("verb", "peer", "ceiling"))
     parser.add_argument("--pairs", type=int, default=10)
     parser.add_argument("--within", default="0.9,1.1")
     arguments = parser.parse_args()
     if arguments.what == "ceiling":
         ceiling(arguments)
         return
-    for part in (check_refusals, check_results, check_shapes, check_outputs):
+    verb = (check_refusals, check_results, check_shapes, check_outputs)
+    peer = (check_peer_refusals, check_peer_results, check_peer_hosts, check_peer_ends, check_peer_client_dies,
+            check_peer_either_first)
+    for part in peer if arguments.what == "peer" else verb:
         part()
         print("ok:", part.__name__)
 

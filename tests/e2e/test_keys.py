@@ -113,6 +113,20 @@ def main():
                              keys.file("route", to_router))
         check(code == 0 and router.process.wait(20) == 0, "drain of the router: %d %s %s" % (code, out, err))
         print("the router asks the same")
+
+        serve = start("kvd-probe", "serve", "--listen", "127.0.0.1:0", "--log-level", "warn", "--keys",
+                      keys.file("prefill", keys.line("probe"), keys.line("route"), keys.line("decode")))
+        to_serve = keys.line("prefill", address=serve.control)
+        bench = ("kvd-bench", "pages", "--peer", serve.control, "--json", "--timeout", "3s", "--pages", "4",
+                 "--kv-memory", "64MiB", "--pairs", "1", "--most-pairs", "1")
+        code, out, err = run(*bench, "--keys", keys.file("probe", to_serve))
+        check(code == 0 and json.loads(out)["verified"] > 0, "pages with a probe's key: %d %s %s" % (code, out, err))
+        for holder in ("route", "decode"):
+            code, out, err = run(*bench, "--keys", keys.file(holder, to_serve))
+            check(code == 3 and "probe" in out, "pages with a key of %s: %d %s %s" % (holder, code, out, err))
+        code, out, err = run(*bench)
+        check(code == 4 and "--keys" in out, "pages without a key: %d %s %s" % (code, out, err))
+        print("a serve sends pages of a benchmark to a probe's key only")
     return 0
 
 

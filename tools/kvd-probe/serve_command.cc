@@ -12,7 +12,7 @@ namespace {
 cli::Command serve_command(ServeOptions* o) {
   cli::Command command;
   command.name = "serve";
-  command.summary = "be the far side of ping and mesh";
+  command.summary = "be the far side of ping, mesh and kvd-bench pages";
   node::CommonOptions* common = &o->common;
   command.options
       .group(

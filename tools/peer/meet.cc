@@ -120,17 +120,19 @@ Status Meeting::run() {
   while (!met_) {
     pause_ = std::min(end, next_look);
     loop_.run(*this);
-    if (!fault_.ok()) return fault_;
     if (met_) break;
+    if (!fault_.ok() && fault_.code() != StatusCode::kIncompatible) return fault_;
     const bool over = clock_->now() >= end;
     look_ = look_at(*address);
     next_look = clock_->now() + kLookInterval;
+    // Of some strangers ZeroMQ makes a message: what they say to others is the better reason.
     if (look_.what == RawPeer::kForeign) {
       return {StatusCode::kIncompatible,
               options_.peer + " is no kvd: " + look_.detail +
                   "; name the control address (--listen) of a kvd-probe serve, "
                   "kvd-prefill or kvd-decode"};
     }
+    if (!fault_.ok()) return fault_;
     if (over) return not_met();
     const std::string now = "waiting for " + options_.peer + ": " + look_.detail;
     if (now != told && options_.notice) options_.notice(now);

@@ -215,6 +215,14 @@ TEST_CASE("probe target: a worker refuses what only a serve does, and what does 
   other.provider = "efa";
   CHECK(client.ask(other).code == "no_provider");
   CHECK(client.ask(op("alive")).code == "no_session");
+  proto::Probe pages = op("pages");
+  pages.provider = "sim";
+  pages.dead_after_ms = 500;
+  pages.address = "x";
+  pages.region_bytes = 4096;
+  pages.pages.pages = 1;
+  CHECK(client.ask(pages).code == "invalid");
+  CHECK(world.target.sessions() == 0);
   REQUIRE(client.ask(open_probe()).state == "done");
   CHECK(client.ask(verify_probe(257, 1)).code == "invalid");  // 1 MiB has 256 pages
   proto::Probe write = op("write");
