@@ -279,6 +279,8 @@ bool PagesPair::Impl::take_messages() {
     busy = true;
     if (!far->take(*message)) (void)receiver->on_message(*message);
   }
+  // A process of ours that does not use messages costs a system call to look at.
+  if (mode != Mode::kAnswer && !far->uses_messages()) return busy;
   return far->step() || busy;
 }
 
@@ -368,7 +370,7 @@ void PagesPair::Impl::check_pages(const transfer::CommittedRoom& room) {
 }
 
 void PagesPair::Impl::wait_fds(std::vector<int>* out) const {
-  far->wait_fds(out);
+  if (mode == Mode::kAnswer) far->wait_fds(out);
   if (mode == Mode::kPlain) out->push_back(plain->endpoint().wait_fd());
   if (mode != Mode::kPlain || far->uses_messages()) out->push_back(channel->wait_fd());
   if (mode == Mode::kPlain) return;
