@@ -217,6 +217,20 @@ def check_peer_client_dies():
         check_peer_result(result("--peer", peer.control, "--provider", "tcp", "--pages", "16"), "tcp")
 
 
+def check_peer_interrupted():
+    """Status 7 with what there is; the serve is free at once."""
+    with cluster() as start:
+        peer = serve(start)
+        client = midway(peer)
+        client.send_signal(signal.SIGINT)
+        out, err = client.communicate(timeout=60)
+        last = json.loads(out.splitlines()[-1])
+        check(client.returncode == 7 and last["event"] == "end" and last["partial"], "interrupted: %s %s" % (last, err))
+        check(last["verified"] > 0 and last["bytes_per_s"] > 0, "what was measured is kept")
+        done = bench("--peer", peer.control, "--provider", "tcp", *PEER)
+        check("other clients" not in done.stderr, "the session was closed: " + done.stderr)
+
+
 def check_peer_either_first():
     port = socket.create_server(("127.0.0.1", 0))
     address = "127.0.0.1:%d" % port.getsockname()[1]
@@ -283,7 +297,7 @@ def main():
         return
     verb = (check_refusals, check_results, check_shapes, check_outputs)
     peer = (check_peer_refusals, check_peer_results, check_peer_hosts, check_peer_ends, check_peer_client_dies,
-            check_peer_either_first)
+            check_peer_interrupted, check_peer_either_first)
     for part in peer if arguments.what == "peer" else verb:
         part()
         print("ok:", part.__name__)

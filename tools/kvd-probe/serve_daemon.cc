@@ -236,8 +236,10 @@ bool ServeDaemon::control() {
 }
 
 bool ServeDaemon::step() {
-  const bool busy = target_->poll();
-  if (pages_->eager()) return control() || busy;
+  const bool eager = pages_->eager();
+  const bool heard = eager && control();
+  const bool busy = target_->poll() || heard;
+  if (eager) return busy;
   const TimePoint now = clock_.now();
   if (now < next_control_) return busy;
   next_control_ = now + kControlInterval;
