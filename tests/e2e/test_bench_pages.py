@@ -229,6 +229,7 @@ def check_peer_interrupted():
         check(last["verified"] > 0 and last["bytes_per_s"] > 0, "what was measured is kept")
         done = bench("--peer", peer.control, "--provider", "tcp", *PEER)
         check("other clients" not in done.stderr, "the session was closed: " + done.stderr)
+        check("sent by        " + peer.control + "\n" in done.stdout, "text: " + done.stdout)
 
 
 def check_peer_either_first():

@@ -305,6 +305,10 @@ std::string pages_text(const PagesResult& result, const Environment& environment
                     format_bytes(plan.layout.page_bytes()) + " in " + number("%.4g", result.runs) +
                     " runs, " + number("%.4g", result.writes) + " writes of " +
                     format_bytes(result.ceiling.write_bytes) + " a request\n\n";
+  if (!plan.options.peer.empty()) {
+    out += "sent by        " + plan.options.peer +
+           (result.shared_clock ? "" : ", on another clock: commit is half a round trip") + "\n";
+  }
   out += "KV pages       " + gbps(rate.median) + "  [" + gbps(rate.p10) + ", " + gbps(rate.p90) +
          "], " + std::to_string(rate.n) + " rounds\n";
   out += "plain writes   " + gbps(spread_of(ceilings(result)).median) + ", at 1 MiB " +

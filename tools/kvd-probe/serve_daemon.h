@@ -1,4 +1,5 @@
-// `kvd-probe serve`: the far side of `ping`, and one end of each pair of a `mesh`. It holds no KV.
+// `kvd-probe serve`: the far side of `ping` and of `kvd-bench pages --peer`, and one end of each
+// pair of a `mesh`. It holds no KV: pages of a benchmark have patterns in them.
 //
 // Threads: the event loop, and one for the pair that a mesh has it dial.
 #pragma once
