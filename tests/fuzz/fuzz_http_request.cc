@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -64,7 +65,10 @@ int dial(std::uint16_t port) {
   to.sin_family = AF_INET;
   to.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   to.sin_port = htons(port);
-  KVD_CHECK(::connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof to) == 0);
+  // libFuzzer's alarm interrupts the wait, not the connection: it is waited for again.
+  while (::connect(fd, reinterpret_cast<const sockaddr*>(&to), sizeof to) != 0) {
+    KVD_CHECK(errno == EINTR);
+  }
   const int yes = 1;
   ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
   return fd;
