@@ -14,6 +14,8 @@ namespace {
 
 // While bytes move the control channel is looked at so rarely that it is not measured.
 constexpr Duration kControlInterval{200'000};
+// Turns of the endpoint for each look at the clock, which costs 40 ns: a small write takes 3 us.
+constexpr int kTurns = 16;
 constexpr Duration kAliveInterval{200'000'000};
 constexpr Duration kOpening{5'000'000'000};
 constexpr Duration kLongestWait{50'000'000};  // so that `stop` is asked
@@ -45,23 +47,26 @@ Status PingSession::loop(std::function<bool()> done, Duration deadline, const st
 
 bool PingSession::finished() const { return !fault_.ok() || done_() || clock_.now() >= deadline_; }
 
-bool PingSession::step() {
+bool PingSession::move_bytes() {
   bool busy = false;
   if (run_ && !run_->done()) {
     busy = run_->step();
-    if (!run_->status().ok()) {
-      fault_ = Status(StatusCode::kFailed, run_->status().message());
-      return true;
-    }
+    if (!run_->status().ok()) fault_ = Status(StatusCode::kFailed, run_->status().message());
   } else if (writer_ != nullptr) {
     busy = writer_->step();
   }
-  if (target_ != nullptr) {
+  if (target_ != nullptr && fault_.ok()) {
     bool moved = false;
     (void)target_->step(&moved);
     busy = busy || moved;
     if (!target_->health().ok()) fault_ = target_->health();
   }
+  return busy;
+}
+
+bool PingSession::step() {
+  bool busy = false;
+  for (int turn = 0; turn < kTurns && fault_.ok(); ++turn) busy = move_bytes() || busy;
   const TimePoint now = clock_.now();
   if (now < next_control_) return busy;
   next_control_ = now + kControlInterval;

@@ -68,6 +68,7 @@ class PingSession final : node::LoopTask {
   // Loops until `done`, a fault, or `deadline`; `what` is named when it passes.
   Status loop(std::function<bool()> done, Duration deadline, const std::string& what);
   Status ask(proto::Probe probe, Duration deadline, const std::string& what);
+  bool move_bytes();
   bool control();
   void take(const control::Received& received);
   void watch(TimePoint now);
