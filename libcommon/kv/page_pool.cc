@@ -101,7 +101,7 @@ PagePool::PagePool(KvLayout layout, std::byte* memory, std::uint32_t page_count)
 std::vector<PageRun> PagePool::free_runs(std::uint32_t count) const {
   std::vector<PageRun> out;
   std::uint64_t pages = 0;
-  PageIndex page = 0;
+  auto page = static_cast<PageIndex>(first_word_ * 64);
   while (page < page_count_) {
     // To the next free page, then to the next taken one; each step skips the rest of its word.
     const std::uint64_t word = free_[page / 64] >> (page % 64);
@@ -113,7 +113,7 @@ std::vector<PageRun> PagePool::free_runs(std::uint32_t count) const {
     }
     page += static_cast<PageIndex>(std::countr_zero(word));
     const PageIndex first = page;
-    while (page < page_count_) {
+    while (page < page_count_ && page - first < count) {
       const auto ones = static_cast<PageIndex>(std::countr_one(free_[page / 64] >> (page % 64)));
       page += ones;
       if (ones == 0 || page % 64 != 0) break;
@@ -150,6 +150,7 @@ Result<LeaseId> PagePool::lease(std::uint32_t count, TimePoint now) {
     }
   }
   KVD_CHECK(pages.size() == count);
+  while (first_word_ < free_.size() && free_[first_word_] == 0) ++first_word_;
   counts_.free -= count;
   counts_.leased += count;
   const LeaseId id{next_lease_++};
@@ -202,6 +203,7 @@ void PagePool::release(LeaseId lease, Proof proof) {
   for (const PageIndex page : entry.pages) {
     KVD_CHECK(!is_free(page));
     free_[page / 64] |= std::uint64_t{1} << (page % 64);
+    first_word_ = std::min<std::size_t>(first_word_, page / 64);
   }
   (entry.quarantined ? counts_.quarantined : counts_.leased) -= count;
   counts_.free += count;

@@ -115,14 +115,15 @@ class PagePool {
   std::byte* memory_;
   std::uint32_t page_count_;
   bool is_free(PageIndex page) const { return (free_[page / 64] >> (page % 64) & 1) != 0; }
-  // Runs of free pages in order of address, until one has `count` pages, or some thousand together
-  // have them.
+  // Runs of free pages in order of address, until one has `count` pages, whose rest is not looked
+  // at, or some thousand together have them.
   std::vector<PageRun> free_runs(std::uint32_t count) const;
   // For so many pages, of which enough are free: in order of address, the last may have more.
   std::vector<PageRun> choose(std::uint32_t count) const;
 
   // A bit for each page: a pool of 2 GiB in small pages is searched in some microseconds.
   std::vector<std::uint64_t> free_;
+  std::size_t first_word_ = 0;  // no page is free in the words before it
   PageCounts counts_;
   std::uint64_t next_lease_ = 1;
   std::unordered_map<LeaseId, Lease> leases_;

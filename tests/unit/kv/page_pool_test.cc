@@ -1,6 +1,7 @@
 #include "kv/page_pool.h"
 
 #include <catch2/catch.hpp>
+#include <ctime>
 #include <set>
 
 #include "base/rng.h"
@@ -64,7 +65,8 @@ TEST_CASE("page pool: neighbouring pages are preferred, scattered ones used when
 }
 
 TEST_CASE("page pool: no page is ever in two leases and none is lost") {
-  PagePool pool(kTiny, nullptr, 64);
+  constexpr std::uint32_t kPages = 200;  // some words of its bits
+  PagePool pool(kTiny, nullptr, kPages);
   Rng rng(42);
   std::vector<LeaseId> leases;
   for (int step = 0; step < 20000; ++step) {
@@ -79,19 +81,19 @@ TEST_CASE("page pool: no page is ever in two leases and none is lost") {
       pool.release(leases[i], Proof::kDrained);
       leases.erase(leases.begin() + static_cast<std::ptrdiff_t>(i));
     }
-    REQUIRE(total(pool) == 64);
+    REQUIRE(total(pool) == kPages);
   }
   std::set<PageIndex> seen;
   std::size_t pages = 0;
   for (const LeaseId lease : leases) {
     for (const PageIndex page : pool.pages(lease)) {
-      CHECK(page < 64);
+      CHECK(page < kPages);
       seen.insert(page);
       ++pages;
     }
   }
   CHECK(seen.size() == pages);
-  CHECK(pages + pool.counts().free == 64);
+  CHECK(pages + pool.counts().free == kPages);
 }
 
 TEST_CASE("page pool: the oldest lease has an age") {
@@ -186,4 +188,24 @@ TEST_CASE("page pool: pages that were in use before are leased before those that
   pool.release(*b, Proof::kNeverExposed);
   const auto joined = pool.lease(10, kNow);
   CHECK(kv::to_runs(pool.pages(*joined)) == std::vector<kv::PageRun>{{6, 10}});
+}
+
+TEST_CASE("page pool: a page of a large pool is leased as fast as one of a small pool") {
+  constexpr std::uint32_t kPages = 1u << 22, kPart = 1u << 12;
+  const auto cpu_ns = [] {
+    timespec ts{};
+    clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
+    return static_cast<double>(ts.tv_sec) * 1e9 + static_cast<double>(ts.tv_nsec);
+  };
+  const auto time_of_part = [&](PagePool* pool) {
+    const double before = cpu_ns();
+    for (std::uint32_t i = 0; i < kPart; ++i) (void)*pool->lease(1, kNow);
+    return cpu_ns() - before;
+  };
+  PagePool small(kTiny, nullptr, kPart), large(kTiny, nullptr, kPages);
+  const double all = time_of_part(&small);
+  CHECK(time_of_part(&large) < 8 * all);  // the first: the run behind them is long
+  REQUIRE(large.lease(kPages - 2 * kPart, kNow).ok());
+  CHECK(time_of_part(&large) < 8 * all);  // the last: behind many that are taken
+  CHECK(large.counts().free == 0);
 }
