@@ -109,11 +109,14 @@ bool ProbeTarget::on_message(const control::Received& message) {
   for (std::size_t i = 0; i < line_.size(); ++i) {
     if (!is_from(line_[i])) continue;
     line_[i].heard = clock_->now();
+    proto::ProbeResult result;
     if (probe->op == "close") {
+      result.request = probe->request;
+      result.state = "done";
+      answer(line_[i], std::move(result));
       line_.erase(line_.begin() + static_cast<std::ptrdiff_t>(i));
       return true;
     }
-    proto::ProbeResult result;
     result.request = line_[i].open.request;
     result.state = "queued";
     result.ahead = static_cast<std::uint32_t>(i) + 1;

@@ -211,6 +211,8 @@ TEST_CASE("pages of a peer: a session writes, fills, tells its times, and leaves
   CHECK(client.ask(verify).code == "invalid");
   CHECK(client.ask(client.open()).code == "invalid");
   CHECK(client.ask("alive").state == "done");
+  CHECK(other.ask("close").state == "done");  // from its place in the line
+  CHECK(world.target.sessions() == 1);
   CHECK(client.ask("close").state == "done");
 }
 
