@@ -248,9 +248,10 @@ Status ProbeTarget::health() const {
 }
 
 void ProbeTarget::end(const std::string& why) {
-  log_info("probe session ended", {{"client", session_->client.incarnation}, {"why", why}});
+  const Incarnation client = session_->client.incarnation;
   // Closes the endpoint: from here on nothing lands.
   session_.reset();
+  log_info("probe session ended", {{"client", client}, {"why", why}});
   if (!limits_.own_process) buffer_ = device::HostBuffer();
 }
 

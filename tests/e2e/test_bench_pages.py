@@ -232,6 +232,17 @@ def check_peer_interrupted():
         check("sent by        " + peer.control + "\n" in done.stdout, "text: " + done.stdout)
 
 
+def check_peer_log():
+    """Who was here, and no line for each room."""
+    with cluster() as start:
+        peer = start("kvd-probe", "serve", "--listen", "127.0.0.1:0", "--log-level", "info")
+        result("--peer", peer.control, "--provider", "tcp", "--pages", "16")
+        check(peer.stop() == 0, "SIGTERM ends a serve with 0")
+        log = peer.text()
+        check(log.count("probe session opened") == 2 == log.count("probe session ended"), "who was here: " + log)
+        check("room" not in log, "a line for each room: " + log[-300:])
+
+
 def check_peer_either_first():
     port = socket.create_server(("127.0.0.1", 0))
     address = "127.0.0.1:%d" % port.getsockname()[1]
@@ -298,7 +309,7 @@ def main():
         return
     verb = (check_refusals, check_results, check_shapes, check_outputs)
     peer = (check_peer_refusals, check_peer_results, check_peer_hosts, check_peer_ends, check_peer_client_dies,
-            check_peer_interrupted, check_peer_either_first)
+            check_peer_interrupted, check_peer_log, check_peer_either_first)
     for part in peer if arguments.what == "peer" else verb:
         part()
         print("ok:", part.__name__)

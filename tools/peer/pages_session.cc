@@ -36,10 +36,6 @@ class PagesSession final : public probe::OtherSession {
         sender_(spec, domain, owner->messenger_, owner->clock_,
                 [this](const SentTimes& times) { keep(times); }) {
     owner_->session_ = this;
-    // A line for each room would be measured, too; whoever asked for debug gets it.
-    if (log_enabled(LogLevel::kInfo) && !log_enabled(LogLevel::kDebug)) {
-      level_ = set_log_level(LogLevel::kWarn);
-    }
   }
   ~PagesSession() override {
     owner_->session_ = nullptr;
@@ -72,6 +68,7 @@ class PagesSession final : public probe::OtherSession {
   void refuse(std::uint64_t request, const std::string& code, const std::string& text);
   Status start_write(const proto::Probe& probe);
   void tell_times();
+  void hush();
 
   PagesSessions* owner_;
   control::PeerRef peer_;
@@ -151,7 +148,16 @@ void PagesSession::tell_times() {
   answer(std::move(done));
 }
 
+// A line for each room would be measured, too; whoever asked for debug gets it. Not before the
+// first step: that the session was opened is to be told.
+void PagesSession::hush() {
+  if (log_enabled(LogLevel::kInfo) && !log_enabled(LogLevel::kDebug)) {
+    level_ = set_log_level(LogLevel::kWarn);
+  }
+}
+
 bool PagesSession::step() {
+  if (!level_) hush();
   const bool busy = sender_.step();
   if (write_ && !sender_.plain_running()) {
     proto::ProbeResult done;
