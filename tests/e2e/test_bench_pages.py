@@ -232,6 +232,24 @@ def check_peer_interrupted():
         check("sent by        " + peer.control + "\n" in done.stdout, "text: " + done.stdout)
 
 
+def check_peer_lost_its_turn():
+    """The second session, for the record alone, may not come: what was measured stands."""
+    with cluster() as start:
+        peer = serve(start)
+        first = midway(peer, "--max-time", "3s", "--timeout", "1s")
+        second = subprocess.Popen([str(BIN / "kvd-bench"), "pages", "--peer", peer.control, "--provider", "tcp",
+                                   "--pages", "16", "--kv-memory", "64MiB", "--pairs", "10000", "--most-pairs", "10000"],
+                                  stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        check("other clients use it" in second.stderr.readline(), "the second client waits in line")
+        out, err = first.communicate(timeout=60)
+        last = json.loads(out.splitlines()[-1])
+        check(first.returncode == 7 and last["event"] == "end" and last["partial"], "%d: %s" % (first.returncode, last))
+        check(last["bytes_per_s"] > 0 and last["commit_isolated_ns"]["n"] == 0, "what was measured is kept: %s" % last)
+        check("the commit alone was not measured" in err, "why it is partial: " + err)
+        second.send_signal(signal.SIGINT)
+        second.communicate(timeout=60)
+
+
 def check_peer_log():
     """Who was here, and no line for each room."""
     with cluster() as start:
@@ -309,7 +327,7 @@ def main():
         return
     verb = (check_refusals, check_results, check_shapes, check_outputs)
     peer = (check_peer_refusals, check_peer_results, check_peer_hosts, check_peer_ends, check_peer_client_dies,
-            check_peer_interrupted, check_peer_log, check_peer_either_first)
+            check_peer_interrupted, check_peer_lost_its_turn, check_peer_log, check_peer_either_first)
     for part in peer if arguments.what == "peer" else verb:
         part()
         print("ok:", part.__name__)

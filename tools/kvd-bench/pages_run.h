@@ -38,7 +38,7 @@ struct PagesResult {
       isolated_commit_ns;      // of records that were posted with nothing else in flight
   std::uint64_t verified = 0;  // pages
   bool tight = false;          // the interval was narrow enough before a limit was reached
-  bool partial = false;        // a signal ended it
+  bool partial = false;        // a signal ended it, or a peer had no second turn
 };
 
 struct PagesWatch {
