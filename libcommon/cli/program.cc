@@ -1,5 +1,6 @@
 #include "cli/program.h"
 
+#include <fcntl.h>
 #include <unistd.h>
 
 #include <CLI/App.hpp>
@@ -492,7 +493,17 @@ Invocation parse(const Program& program, const std::vector<std::string>& argumen
   return Parse(program, arguments, environment, out, err).run();
 }
 
+// What is opened later must not become stdin, stdout or stderr: results would go into a socket. A
+// closed one stays unusable: the other direction of nothing.
+static void keep_standard_streams() {
+  for (int fd = STDIN_FILENO; fd <= STDERR_FILENO; ++fd) {
+    if (::fcntl(fd, F_GETFD) >= 0) continue;
+    if (::open("/dev/null", fd == STDIN_FILENO ? O_WRONLY : O_RDONLY) < 0) return;
+  }
+}
+
 Invocation parse(const Program& program, int argc, const char* const* argv) {
+  keep_standard_streams();
   std::ostringstream out;
   const Invocation result = parse(program, Arguments(argv + std::min(argc, 1), argv + argc),
                                   process_environment(), out, std::cerr);
