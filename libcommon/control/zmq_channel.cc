@@ -264,7 +264,13 @@ Status ZmqChannel::bind() {
                               "; choose another with --listen, or port 0");
     }
     if (error == EADDRNOTAVAIL || error == ENODEV) {
-      return invalid_argument("not an address of this host: " + options_.listen);
+      return invalid_argument("not an address of this host: " + options_.listen +
+                              "; choose another with --listen");
+    }
+    if (error == EACCES || error == EPERM) {
+      return {StatusCode::kNoProvider, "no permission to listen on " + options_.listen +
+                                           ": choose a port from 1024, or run it with "
+                                           "CAP_NET_BIND_SERVICE"};
     }
     return invalid_argument("cannot listen on " + options_.listen + ": " + zmq_strerror(error));
   }

@@ -29,7 +29,8 @@ struct ZmqOptions {
   Duration redial_after{2'000'000'000};
 };
 
-// Errors: kInvalidArgument ("address already in use: ...", not an address).
+// Errors: kInvalidArgument ("address already in use: ...", not an address); kNoProvider (no
+// permission).
 Result<std::unique_ptr<Channel>> open_zmq_channel(const ZmqOptions& options);
 
 }  // namespace kvd::control

@@ -77,6 +77,11 @@ Status Core::bind_to(const HostPort& wanted, const tcp::endpoint& endpoint) {
   if (ec == asio::error::address_in_use) {
     return invalid_argument("address already in use: " + to_string(wanted));
   }
+  if (ec == asio::error::access_denied) {
+    return {StatusCode::kNoProvider, "no permission to listen on " + to_string(wanted) +
+                                         ": choose a port from 1024, or run it with "
+                                         "CAP_NET_BIND_SERVICE"};
+  }
   if (ec) return invalid_argument("cannot listen on " + to_string(wanted) + ": " + ec.message());
   return {};
 }

@@ -69,7 +69,8 @@ struct ServerOptions {
 
 class Server {
  public:
-  // Binds and starts. kInvalidArgument "address already in use: HOST:PORT".
+  // Binds and starts. kInvalidArgument "address already in use: HOST:PORT"; kNoProvider: no
+  // permission.
   static Result<std::unique_ptr<Server>> start(const ServerOptions& options, Handler handler);
   virtual ~Server() = default;
   virtual std::string address() const = 0;  // HOST:PORT as bound

@@ -146,7 +146,9 @@ bool Inquiry::step() {
     over_ = true;
   } else if (now >= end_) {
     status_ =
-        Status(StatusCode::kDeadline, "no answer within " + format_duration(options_.timeout));
+        Status(StatusCode::kDeadline, "no answer within " + format_duration(options_.timeout) +
+                                          ": see that it runs, and that this is its control "
+                                          "address (--listen)");
     over_ = true;
   }
   return any;

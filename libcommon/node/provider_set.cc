@@ -40,7 +40,12 @@ Result<ProviderSet> ProviderSet::open(const ProviderOptions& options) {
     }
   }
   ProviderSet out;
-  Status last{StatusCode::kNoProvider, "no libfabric provider can use " + options.source};
+  Status last{
+      StatusCode::kNoProvider,
+      "no provider at " + options.source +
+          (options.device.empty() ? ": give --fabric-addr an address of this host"
+                                  : " has the device " + options.device +
+                                        ": kvd-probe list names devices and their addresses")};
   for (const fabric::ProviderInfo& info : found) {
     if (out.offers(info.name)) continue;
     auto domain = fabric::open_domain({info.name, options.source, options.device});

@@ -46,7 +46,7 @@ void add_daemon_options(cli::OptionTable* table, node::CommonOptions* options,
                                      "silence after which a worker is taken for dead")
                     .hidden_in_brief(),
                 cli::int_option("ready-fd", "N", &options->ready_fd,
-                                "write the ready line to this file descriptor too", -1,
+                                "write the ready line to this file descriptor too", 0,
                                 std::numeric_limits<int>::max())
                     .with_default("none")
                     .hidden_in_brief()});
