@@ -84,7 +84,7 @@ def check_operations(prefill, decode):
 
 def check_probe():
     document("list", 0, "kvd-probe", "list", "--json")
-    document("error", 3, "kvd-probe", "list", "--provider", "nonsense", "--json")
+    document("error", 2, "kvd-probe", "list", "--provider", "nonsense", "--json")
     out = subprocess.run([BIN / "kvd-probe", "doctor", "--json"], stdout=subprocess.PIPE, text=True, timeout=60)
     check_document("doctor", json.loads(out.stdout))
     seen["doctor"] = [json.loads(out.stdout)]

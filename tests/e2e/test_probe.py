@@ -112,16 +112,63 @@ def check_refusals():
             ((NOBODY, "--bytes", "2MiB"), 2, "1MiB"),
             ((NOBODY, "--json", "--ndjson"), 2, "one of them"),
             ((NOBODY, "--provider", "verbs", "--require-rdma"), 3, "verbs"),
-            ((NOBODY, "--require-rdma"), 3, "RDMA")):
+            ((NOBODY, "--require-rdma"), 3, "RDMA"),
+            ((NOBODY, "--fabric-addr", "192.0.2.250"), 3, "not an address of this host: give --fabric-addr"),
+            ((NOBODY, "--fabric-addr", "nosuch.invalid"), 3, "does not resolve"),
+            ((NOBODY, "--device", "nosuch0"), 3, "kvd-probe list names devices"),
+            ((NOBODY, "--device", "nosuch0", "--provider", "tcp"), 3, "tcp does not have it"),
+            (("nosuch.invalid:7300",), 4, "check the name"),
+            (("[fe80::1]:7300",), 2, "%INTERFACE]:7300")):
         done = probe("ping", *args, code=code)
         check(done.seconds < 1.5, "%s took %.1f s" % (args, done.seconds))
         said = done.stderr + done.stdout
         check(words in said, "%s says: %s" % (args, said))
+    for verb, args, code, words in (
+            ("list", ("--provider", "tpc"), 2, "did you mean tcp"),
+            ("list", ("--provider", "verbs"), 3, "provider verbs;ofi_rxm: "),
+            ("doctor", ("--only", "rw-asym"), 2, "kvd-probe ping"),
+            ("doctor", ("--only", "gid", "--skip", "gid"), 2, "no check"),
+            ("serve", ("--device", "nosuch0", "--listen", "127.0.0.1:0"), 3, "kvd-probe list names devices"),
+            ("serve", ("--listen", "192.0.2.250:0", "--insecure"), 2, "another with --listen"),
+            ("leaks", (NOBODY, "--timeout", "200ms"), 4, "control address")):
+        done = probe(verb, *args, code=code)
+        check(words in done.stderr and done.stderr.count("kvd-probe: ") == 1, "%s %s: %s" % (verb, args, done.stderr))
     taken = socket.create_server(("127.0.0.1", 0))
     done = probe("serve", "--listen", "127.0.0.1:%d" % taken.getsockname()[1], code=2)
     check("in use" in done.stderr, "an address in use")
     done = probe("serve", "--listen", "0.0.0.0:0", code=2)
     check("--insecure" in done.stderr, "an address that others reach")
+
+
+def check_streams():
+    """A closed stdout stays closed: nothing that is opened later takes its place and the results."""
+    with cluster() as start:
+        peer = serve(start)
+        for args in (("list",), ("ping", peer.control, "--bytes", "4KiB", *QUICK)):
+            done = subprocess.run([str(BIN / "kvd-probe"), *args], stderr=subprocess.PIPE, text=True, timeout=60,
+                                  preexec_fn=lambda: os.close(1))
+            check(done.returncode == 7 and "stdout: Bad file descriptor" in done.stderr, "%s: %s" % (args, done.stderr))
+        few = probe("ping", peer.control, "--time", "1ns", "--bytes", "4KiB").stdout.splitlines()[3].split()
+        check(few[2:5] == [few[2], "-", "-"] and few[5] == "1", "percentiles of one sample: %s" % few)
+
+
+def check_permission():
+    """Who may not take a port is told so, with status 3."""
+    if os.geteuid() != 0:
+        return
+    with open("/proc/sys/net/ipv4/ip_unprivileged_port_start", encoding="utf-8") as f:
+        if int(f.read()) <= 81:
+            return
+    nobody = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
+    done = subprocess.run([*nobody, str(BIN / "kvd-probe"), "serve", "--listen", "127.0.0.1:81"], stderr=subprocess.PIPE,
+                          text=True, timeout=60)
+    check(done.returncode == 3 and "port from 1024" in done.stderr, "%d %s" % (done.returncode, done.stderr))
+    with cluster() as start:
+        peer = serve(start)
+        done = subprocess.run([*nobody, str(BIN / "kvd-probe"), "ping", peer.control, "--provider", "local"],
+                              stderr=subprocess.PIPE, text=True, timeout=60)
+        check(done.returncode == 5 and "local: the peer is a process of another user; choose tcp" in done.stderr,
+              "%d %s" % (done.returncode, done.stderr))
 
 
 def check_queue():
@@ -364,11 +411,22 @@ def check_mesh():
 
 
 def check_mesh_refusals():
-    for args, words in (((NOBODY,), "2 to 256"), (("a:1", "nonsense"), "HOST:PORT"), ((NOBODY, NOBODY), "twice")):
+    pair = (NOBODY, "127.0.0.1:2")
+    for args, words in (((NOBODY,), "2 to 256"), (("a:1", "nonsense"), "HOST:PORT"), ((NOBODY, NOBODY), "twice"),
+                        ((*pair, "--provider", "tpc"), "did you mean tcp"),
+                        ((*pair, "--html", "/nonexistent/mesh.html"), "No such file")):
         done = probe("mesh", *args, code=2)
         check(words in done.stderr, "%s says: %s" % (args, done.stderr))
     d = json.loads(probe("mesh", NOBODY, "127.0.0.1:2", "--json", "--timeout", "300ms", code=4).stdout)
     check_document("mesh", d)
+    with cluster() as start:
+        peers = [serve(start).control for _ in range(2)]
+        done = probe("mesh", *peers, "--time", "50ms", "--provider", "verbs", code=3)
+        check("provider verbs;ofi_rxm: " in done.stdout, "no pair has verbs: " + done.stdout)
+        # Slow may be anything on one host, but who asked for tcp was not downgraded to it.
+        done = subprocess.run([str(BIN / "kvd-probe"), "mesh", *peers, "--time", "50ms", "--provider", "tcp"],
+                              stdout=subprocess.PIPE, text=True, timeout=60)
+        check("DOWNGRADED" not in done.stdout, "downgraded by request: " + done.stdout)
 
 
 def check_workers():
@@ -460,7 +518,7 @@ def main():
     if arguments.what == "paired":
         paired(arguments)
         return
-    parts = {"verbs": (check_refusals, check_results, check_gates, check_queue),
+    parts = {"verbs": (check_refusals, check_streams, check_permission, check_results, check_gates, check_queue),
              "mesh": (check_mesh_refusals, check_workers, check_mesh),
              "peers": (check_foreign, check_either_first, check_ends, check_client_dies)}
     for part in parts[arguments.what]:

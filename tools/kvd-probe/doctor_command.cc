@@ -61,10 +61,16 @@ cli::Command doctor_command(DoctorFields* f) {
   return command;
 }
 
+constexpr std::string_view kOfPing[] = {"path", "line-rate", "rw-asym", "cold-first", "skew"};
+
 Status check_ids(const std::vector<std::string>& ids, const std::string& option) {
   const std::vector<std::string> known = check_names();
   for (const std::string& id : ids) {
     if (std::find(known.begin(), known.end(), id) != known.end()) continue;
+    if (std::find(std::begin(kOfPing), std::end(kOfPing), id) != std::end(kOfPing)) {
+      return invalid_argument("--" + option + ": " + id +
+                              " takes two hosts: kvd-probe ping PEER finds it");
+    }
     const std::string near = cli::nearest(id, known);
     return invalid_argument(
         "--" + option + ": there is no check \"" + id + "\"" +
@@ -73,11 +79,20 @@ Status check_ids(const std::vector<std::string>& ids, const std::string& option)
   return {};
 }
 
-bool wanted(const DoctorFields& f, const std::string& id) {
+bool wanted(const DoctorFields& f, std::string_view id) {
   const auto has = [&](const std::vector<std::string>& ids) {
     return std::find(ids.begin(), ids.end(), id) != ids.end();
   };
   return (f.only.empty() || has(f.only)) && !has(f.skip);
+}
+
+Status check_choice(const DoctorFields& f) {
+  KVD_RETURN_IF_ERROR(check_ids(f.only, "only"));
+  KVD_RETURN_IF_ERROR(check_ids(f.skip, "skip"));
+  const auto& checks = doctor::all_checks();
+  const auto left = [&](const doctor::Check& check) { return wanted(f, check.id); };
+  if (std::any_of(checks.begin(), checks.end(), left)) return {};
+  return invalid_argument("--only and --skip leave no check: a host would pass unseen");
 }
 
 std::vector<Finding> run_checks(const DoctorFields& f, const doctor::Inputs& in) {
@@ -149,8 +164,7 @@ std::string to_text(const DoctorFields& f, const std::vector<Finding>& findings)
 }
 
 int run_doctor(const DoctorFields& f, const cli::Invocation& invocation) {
-  Status status = check_ids(f.only, "only");
-  if (status.ok()) status = check_ids(f.skip, "skip");
+  Status status = check_choice(f);
   if (!status.ok()) return cli::report_error(kProbeProgram, status, invocation.json);
   const auto tree = doctor::open_tree(f.root);
   if (!tree.ok()) {

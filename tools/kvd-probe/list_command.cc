@@ -3,10 +3,10 @@
 
 #include "cli/exit_code.h"
 #include "cli/output.h"
-#include "cli/suggest.h"
 #include "fabric/provider_details.h"
 #include "kvd-probe/doctor/host.h"
 #include "kvd-probe/verbs.h"
+#include "peer/provider_choice.h"
 
 namespace kvd::tools {
 namespace {
@@ -243,18 +243,6 @@ Status check_choice(const ListFields& fields, const std::vector<Row>& rows,
   for (const fabric::MissingProvider& one : missing) {
     if (one.name == fields.provider) return no(one.message);
   }
-  if (!fields.provider.empty() && rows.empty() && fields.device.empty()) {
-    std::vector<std::string> names;
-    for (const std::string_view name : fabric::provider_preference()) names.emplace_back(name);
-    const std::string near = cli::nearest(fields.provider, names);
-    std::string message = fabric::explain_missing(fields.provider).message();
-    if (!near.empty()) message += "; did you mean " + near + "?";
-    // Both mistakes at once, so that the second is not found only after the first.
-    for (const fabric::MissingProvider& one : missing) {
-      if (one.name == near) message += " Then " + one.message;
-    }
-    return no(message);
-  }
   if (!fields.device.empty() && rows.empty()) {
     return no("no provider has the domain " + fields.device +
               ": kvd-probe list without --device names them");
@@ -271,7 +259,11 @@ Status check_choice(const ListFields& fields, const std::vector<Row>& rows,
   return {};
 }
 
-int run_list(const ListFields& fields, const cli::Invocation& invocation) {
+int run_list(ListFields& fields, const cli::Invocation& invocation) {
+  if (const Status known = check_provider_name(fields.provider); !known.ok()) {
+    return cli::report_error(kProbeProgram, known, invocation.json);
+  }
+  fields.provider = full_provider_name(fields.provider);
   const auto tree = doctor::open_tree("/");
   if (!tree.ok()) return cli::report_error(kProbeProgram, tree.status(), invocation.json);
   const std::vector<ProviderDetails> found = fabric::list_providers();

@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <cerrno>
+#include <cstring>
 #include <fstream>
 #include <iostream>
 #include <memory>
@@ -10,6 +12,7 @@
 #include "kvd-probe/mesh_run.h"
 #include "kvd-probe/ping_run.h"
 #include "kvd-probe/verbs.h"
+#include "peer/provider_choice.h"
 #include "proto/ops_messages.h"
 
 namespace kvd::tools {
@@ -59,7 +62,12 @@ int exit_of(const MeshResult& result) {
   const auto any = [&](auto is) {
     return std::any_of(result.pairs.begin(), result.pairs.end(), is);
   };
-  if (!any([](const MeshPair& pair) { return pair.done; })) return cli::kExitUnreachable;
+  if (!any([](const MeshPair& pair) { return pair.done; })) {
+    // Nothing was measured; a reason that all share is the status of the run.
+    const auto none = [](const MeshPair& pair) { return pair.error_code == "no_provider"; };
+    const bool all = std::all_of(result.pairs.begin(), result.pairs.end(), none);
+    return all && !result.pairs.empty() ? cli::kExitNoProvider : cli::kExitUnreachable;
+  }
   if (any([](const MeshPair& pair) { return !pair.done; })) return cli::kExitPartial;
   const bool marked = any([](const MeshPair& pair) { return pair.slow || pair.downgraded; });
   return marked ? cli::kExitCheckFailed : cli::kExitOk;
@@ -72,15 +80,17 @@ Status check(const MeshOptions& o) {
   if (o.time.count() / 1'000'000 > proto::ProbeBounds::kMs || o.time.count() < 1'000'000) {
     return invalid_argument("--time: from 1ms to 10m");
   }
-  return {};
+  return check_provider_name(o.provider);
 }
 
-Status write_html(const std::string& path, const MeshResult& result) {
-  std::ofstream file(path);
-  file << mesh_html(result);
+Status write_html(const std::string& path, const std::string& text, std::ios::openmode mode) {
+  errno = 0;
+  std::ofstream file(path, mode);
+  file << text;
   file.close();
   if (file) return {};
-  return invalid_argument("--html " + path + ": cannot be written");
+  const std::string why = errno != 0 ? std::strerror(errno) : "cannot be written";
+  return invalid_argument("--html " + path + ": " + why);
 }
 
 int run_mesh_verb(MeshFields& f, const cli::Invocation& invocation) {
@@ -88,6 +98,10 @@ int run_mesh_verb(MeshFields& f, const cli::Invocation& invocation) {
     return cli::report_error(kProbeProgram, status, invocation.json);
   };
   if (const Status status = check(f.options); !status.ok()) return failed(status);
+  if (!f.html.empty()) {  // before minutes are spent on what could not be written
+    const Status status = write_html(f.html, "", std::ios::app);
+    if (!status.ok()) return failed(status);
+  }
   const std::atomic<int>& signals = cli::count_signals();
   const std::size_t peers = f.options.peers.size();
   cli::Progress progress("pairs", peers * (peers - 1));
@@ -99,12 +113,10 @@ int run_mesh_verb(MeshFields& f, const cli::Invocation& invocation) {
   MeshResult result;
   const Status status = run_mesh(f.options, &result);
   if (!status.ok() && result.pairs.empty()) return failed(status);
-  if (!f.html.empty()) {
-    if (const Status written = write_html(f.html, result); !written.ok()) return failed(written);
-  }
-  const Status out = cli::write_out(invocation.json ? mesh_json(result) : mesh_text(result));
-  if (!out.ok()) return failed(out);
-  return status.ok() ? exit_of(result) : cli::exit_code(status);
+  Status out = cli::write_out(invocation.json ? mesh_json(result) : mesh_text(result));
+  if (out.ok() && !f.html.empty()) out = write_html(f.html, mesh_html(result), std::ios::trunc);
+  if (!out.ok()) return cli::report_error(kProbeProgram, out, false);
+  return status.ok() ? exit_of(result) : cli::report_error(kProbeProgram, status, false);
 }
 
 }  // namespace

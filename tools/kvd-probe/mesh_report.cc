@@ -58,7 +58,9 @@ std::vector<std::string> verdicts(const MeshResult& r) {
     }
     if (pair.downgraded) {
       out.push_back("downgraded: " + name + " went by " + pair.provider +
-                    "; kvd-probe ping --require-rdma from there says why");
+                    (pair.best_provider == "local" ? "; kvd-probe ping from there says why"
+                                                   : "; kvd-probe ping --require-rdma from there "
+                                                     "says why"));
     }
   }
   return out;

@@ -223,7 +223,9 @@ void MeshRun::run_round(const std::vector<std::pair<std::size_t, std::size_t>>& 
       },
       options_.time + options_.timeout + kPairSlack);
   for (Peer& peer : peers_) {
-    if (peer.pair != SIZE_MAX) fail(peer.pair, "deadline", "the pair was not measured in time");
+    if (peer.pair == SIZE_MAX) continue;
+    stopped() ? fail(peer.pair, "failed", "interrupted")
+              : fail(peer.pair, "deadline", "the pair was not measured in time");
     peer.pair = SIZE_MAX;
   }
 }
@@ -264,6 +266,9 @@ Status MeshRun::run() {
     run_round(round);
   }
   judge_mesh(&out_);
+  if (!options_.provider.empty()) {  // they went as they were told
+    for (MeshPair& pair : out_.pairs) pair.downgraded = false;
+  }
   return stopped() ? Status(StatusCode::kFailed, "interrupted") : Status();
 }
 

@@ -22,14 +22,17 @@ std::string format(const char* pattern, double value) {
 }
 
 // Percentiles without the samples to tell them are left out: the 999th of 1000 needs 1000.
+bool told(const std::vector<double>& sorted, double share) {
+  return static_cast<double>(sorted.size()) * (1 - share) >= 0.999;
+}
+
 void write_latency(cli::JsonWriter* json, const std::vector<double>& sorted) {
   json->key("latency_ns").begin_object();
   constexpr std::pair<const char*, double> kShares[] = {
       {"p50", 0.5}, {"p90", 0.9}, {"p99", 0.99}, {"p999", 0.999}};
   for (const auto& [name, share] : kShares) {
     json->key(name);
-    const bool known = static_cast<double>(sorted.size()) * (1 - share) >= 0.999;
-    known ? json->value(percentile(sorted, share)) : json->null();
+    told(sorted, share) ? json->value(percentile(sorted, share)) : json->null();
   }
   json->field("n", std::uint64_t{sorted.size()}).end_object();
 }
@@ -125,7 +128,7 @@ std::string gigabytes(const std::vector<double>& rates) {
 }
 
 std::string micros(const std::vector<double>& sorted, double share) {
-  return sorted.empty() ? "-" : format("%.1f", percentile(sorted, share) / 1e3);
+  return told(sorted, share) ? format("%.1f", percentile(sorted, share) / 1e3) : "-";
 }
 
 std::string sizes_text(const PingResult& r) {

@@ -29,7 +29,7 @@ cli::Command serve_command(ServeOptions* o) {
       .group("Waiting",
              {cli::duration_option("timeout", {&common->timeout}, "wait for a peer of a mesh"),
               cli::int_option("ready-fd", "N", &common->ready_fd,
-                              "write the ready line to this file descriptor too", -1,
+                              "write the ready line to this file descriptor too", 0,
                               std::numeric_limits<int>::max())
                   .with_default("none")
                   .hidden_in_brief()})

@@ -8,10 +8,6 @@
 namespace kvd::tools {
 namespace {
 
-std::string full_name(const std::string& provider) {
-  return provider == "verbs" ? "verbs;ofi_rxm" : provider;
-}
-
 std::vector<std::string> names_of(const std::vector<fabric::ProviderInfo>& found) {
   std::vector<std::string> out;
   for (const fabric::ProviderInfo& info : found) {
@@ -26,14 +22,45 @@ std::string joined(const std::vector<std::string>& names) {
   return out.empty() ? "none" : out;
 }
 
+// Why nothing, or not `wanted`, is to be had at this address and device.
+Status explain_absence(const ProviderWish& wish, const std::string& wanted) {
+  const auto anywhere = fabric::available_providers(wish.source, "");
+  const bool other_device = std::any_of(anywhere.begin(), anywhere.end(), [&](const auto& info) {
+    return wanted.empty() || info.name == wanted;
+  });
+  if (!wish.device.empty() && other_device) {
+    return {StatusCode::kNoProvider, "--device " + wish.device + ": " +
+                                         (wanted.empty() ? "no provider" : wanted) +
+                                         " does not have it at " + wish.source +
+                                         "; kvd-probe list names devices and their addresses"};
+  }
+  if (!wanted.empty() && !wanted.starts_with("tcp")) return fabric::explain_missing(wanted);
+  // Of TCP the address is at fault, and opening it says how.
+  return fabric::open_domain({wanted.empty() ? "tcp" : wanted, wish.source, wish.device}).status();
+}
+
 }  // namespace
+
+std::string full_provider_name(const std::string& provider) {
+  return provider == "verbs" ? "verbs;ofi_rxm" : provider;
+}
+
+Status check_provider_name(const std::string& provider) {
+  const std::string wanted = full_provider_name(provider);
+  std::vector<std::string> names;
+  for (const std::string_view name : fabric::provider_preference()) names.emplace_back(name);
+  if (wanted.empty() || std::find(names.begin(), names.end(), wanted) != names.end()) return {};
+  const std::string near = cli::nearest(wanted, names);
+  return invalid_argument("--provider: " + fabric::explain_missing(wanted).message() +
+                          (near.empty() ? "" : "; did you mean " + near + "?"));
+}
 
 Result<ProviderChoice> choose_between(const ProviderWish& wish, const proto::Described& peer) {
   const auto found = fabric::available_providers(wish.source, wish.device);
   ProviderChoice out;
   out.ours = names_of(found);
   out.theirs = peer.providers;
-  const std::string wanted = full_name(wish.provider);
+  const std::string wanted = full_provider_name(wish.provider);
   std::vector<std::string> candidates = out.ours;
   if (!wanted.empty()) candidates = {wanted};
   std::string no_local;
@@ -42,7 +69,7 @@ Result<ProviderChoice> choose_between(const ProviderWish& wish, const proto::Des
     if (!scope.ok()) {
       no_local = scope.message();
       if (wanted == "local") {
-        return Status(StatusCode::kIncompatible, "provider local: " + no_local);
+        return Status(StatusCode::kIncompatible, "provider " + no_local + "; choose tcp");
       }
       std::erase(candidates, "local");
     }
@@ -53,7 +80,7 @@ Result<ProviderChoice> choose_between(const ProviderWish& wish, const proto::Des
   out.why = wanted.empty() ? "the best of what both have (here: " + joined(out.ours) +
                                  "; there: " + joined(out.theirs) + ")"
                            : "--provider";
-  if (!no_local.empty()) out.why += "; not local: " + no_local;
+  if (!no_local.empty()) out.why += "; not " + no_local;
   for (const fabric::ProviderInfo& info : found) {
     if (info.name == out.name) out.rdma = info.rdma;
   }
@@ -61,19 +88,12 @@ Result<ProviderChoice> choose_between(const ProviderWish& wish, const proto::Des
 }
 
 Status check_provider(const ProviderWish& wish) {
-  const std::string wanted = full_name(wish.provider);
-  std::vector<std::string> names;
-  for (const std::string_view name : fabric::provider_preference()) names.emplace_back(name);
-  if (!wanted.empty() && std::find(names.begin(), names.end(), wanted) == names.end()) {
-    const std::string near = cli::nearest(wanted, names);
-    return invalid_argument("--provider: " + fabric::explain_missing(wanted).message() +
-                            (near.empty() ? "" : "; did you mean " + near + "?"));
-  }
+  KVD_RETURN_IF_ERROR(check_provider_name(wish.provider));
+  const std::string wanted = full_provider_name(wish.provider);
   const auto found = fabric::available_providers(wish.source, wish.device);
   const auto has = [&](auto wants) { return std::any_of(found.begin(), found.end(), wants); };
-  if (!wanted.empty() &&
-      !has([&](const fabric::ProviderInfo& info) { return info.name == wanted; })) {
-    return fabric::explain_missing(wanted);
+  if (!has([&](const auto& info) { return wanted.empty() || info.name == wanted; })) {
+    return explain_absence(wish, wanted);
   }
   if (!wish.require_rdma) return {};
   const bool rdma = has([&](const fabric::ProviderInfo& info) {

@@ -25,6 +25,11 @@ struct ProviderChoice {
 // kIncompatible, kNoProvider: nothing that both have.
 Result<ProviderChoice> choose_between(const ProviderWish& wish, const proto::Described& peer);
 
+// "verbs;ofi_rxm" for "verbs", as most people call it.
+std::string full_provider_name(const std::string& provider);
+// kInvalidArgument: no such provider, with the nearest. Nothing is looked for, and "" is right.
+Status check_provider_name(const std::string& provider);
+
 // Of this host alone. kInvalidArgument: no such provider, with the nearest; kNoProvider: not here,
 // with the remedy.
 Status check_provider(const ProviderWish& wish);

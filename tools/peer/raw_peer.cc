@@ -98,7 +98,15 @@ RawLook look_at(const HostPort& address) {
 Result<std::string> source_towards(const HostPort& address) {
   std::string why;
   const Addresses found = resolve(address, SOCK_DGRAM, &why);
-  if (found == nullptr) return unavailable(address.host + ": " + why);
+  if (found == nullptr) {
+    return unavailable(address.host + ": " + why + ": check the name, or give its address");
+  }
+  const auto* v6 = reinterpret_cast<const sockaddr_in6*>(found->ai_addr);
+  if (found->ai_family == AF_INET6 && IN6_IS_ADDR_LINKLOCAL(&v6->sin6_addr) &&
+      v6->sin6_scope_id == 0) {
+    return invalid_argument(address.host + ": a link-local address needs its interface: [" +
+                            address.host + "%INTERFACE]:" + std::to_string(address.port));
+  }
   // Connecting a datagram socket sends nothing, and asks the routes.
   const Socket socket(::socket(found->ai_family, SOCK_DGRAM | SOCK_CLOEXEC, 0));
   sockaddr_storage local{};
@@ -108,7 +116,8 @@ Result<std::string> source_towards(const HostPort& address) {
       getsockname(socket.fd, reinterpret_cast<sockaddr*>(&local), &length) != 0 ||
       getnameinfo(reinterpret_cast<sockaddr*>(&local), length, host.data(), host.size(), nullptr, 0,
                   NI_NUMERICHOST) != 0) {
-    return unavailable(address.host + ": " + std::strerror(errno));
+    return unavailable(address.host + ": " + std::strerror(errno) + ": see ip route get " +
+                       address.host);
   }
   return std::string(host.data());
 }

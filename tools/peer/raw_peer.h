@@ -22,7 +22,8 @@ struct RawLook {
 };
 RawLook look_at(const HostPort& address);
 
-// The address of this host that packets to `host` leave from. kUnavailable when there is no way.
+// The address of this host that packets to `host` leave from. kUnavailable when there is no way;
+// kInvalidArgument for a link-local address without its interface.
 Result<std::string> source_towards(const HostPort& address);
 
 }  // namespace kvd::tools
