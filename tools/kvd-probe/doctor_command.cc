@@ -61,7 +61,8 @@ cli::Command doctor_command(DoctorFields* f) {
   return command;
 }
 
-constexpr std::string_view kOfPing[] = {"path", "line-rate", "rw-asym", "cold-first", "skew"};
+constexpr std::string_view kOfPing[] = {"path",     "line-rate", "rw-asym", "cold-first",
+                                        "udp-4791", "efa-sg",    "skew"};
 
 Status check_ids(const std::vector<std::string>& ids, const std::string& option) {
   const std::vector<std::string> known = check_names();

@@ -113,7 +113,11 @@ int run_ping_verb(PingFields& f, const cli::Invocation& invocation) {
   });
   const PingReport report{f.options, result, ping_findings(result, cli::version()),
                           check_gates(f.gates, result)};
-  const bool nothing = !result.status.ok() && result.first_write_ns == 0;
+  const bool nothing =
+      !result.status.ok() && result.first_write_ns == 0 &&
+      std::none_of(report.findings.begin(), report.findings.end(), [](const doctor::Finding& one) {
+        return one.outcome == doctor::Outcome::kFail;
+      });
   if (invocation.json || f.ndjson) {
     if (out.ok()) out = cli::write_out(ping_json(report, f.ndjson ? "end" : ""));
   } else if (!nothing && out.ok()) {

@@ -223,6 +223,26 @@ Finding find_mtu(const Path& path) {
   return out;
 }
 
+// Control gets through and no write does: what lies between lets TCP pass, and not the provider.
+Finding find_blocked(const PingResult& r) {
+  const bool efa = r.provider.name.starts_with("efa");
+  Finding out = efa ? finding("efa-sg", "the security group lets EFA's writes through")
+                    : finding("udp-4791", "nothing on the way holds up RoCE's UDP port 4791");
+  if (!efa && !r.provider.name.starts_with("verbs")) {
+    return set(out, Outcome::kSkip, r.provider.name + " was used");
+  }
+  if (r.first_write_ns > 0) return set(out, Outcome::kPass, "writes completed");
+  if (r.status.ok()) return set(out, Outcome::kSkip, "nothing was written");
+  set(out, Outcome::kFail, "a session was opened, and no write completed: " + r.status.message());
+  out.consequence = "no KV can go this way, though the control channel and TCP work";
+  out.remedy =
+      efa ? "give the security group of both instances a rule, in and out, that allows all "
+            "traffic from itself"
+          : "RoCE: let UDP port 4791 through each firewall and switch between the hosts; "
+            "InfiniBand: ibping the peer's LID";
+  return out;
+}
+
 Finding find_skew(const PingResult& r, const std::string& version) {
   Finding out = finding("skew", "both ends run the same versions");
   const std::string ours = fabric::libfabric_version();
@@ -250,6 +270,7 @@ std::vector<Finding> ping_findings(const PingResult& result, const std::string& 
   out.push_back(find_asymmetry(result, reverse));
   out.push_back(find_cold(result));
   out.push_back(find_mtu(path));
+  out.push_back(find_blocked(result));
   out.push_back(find_skew(result, version));
   return out;
 }

@@ -71,6 +71,18 @@ TEST_CASE("ping findings: reads at a hundredth of writes warn, with the ratio") 
   CHECK(f.evidence[0] == "1 MiB: reads 0.80 Gbit/s, writes 80.00 Gbit/s, ratio 0.01");
 }
 
+TEST_CASE("ping findings: a session over RDMA in which no write completes is a blocked path") {
+  for (const std::string provider : {"verbs;ofi_rxm", "efa"}) {
+    const std::string id = provider == "efa" ? "efa-sg" : "udp-4791";
+    PingResult result = healthy(provider, true);
+    CHECK(found(result, id).outcome == Outcome::kPass);
+    result.first_write_ns = 0;
+    result.status = Status(StatusCode::kFailed, "the first write did not complete");
+    CHECK(found(result, id).outcome == Outcome::kFail);
+  }
+  CHECK(found(healthy("tcp", false), "udp-4791").outcome == Outcome::kSkip);
+}
+
 TEST_CASE("ping findings: a first write of 300 ms warns, and one that is as slow as all does not") {
   PingResult result = healthy("tcp", false);
   result.first_write_ns = 3e8;
