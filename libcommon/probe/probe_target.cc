@@ -19,7 +19,7 @@ constexpr std::uint64_t kVerifySlice = 256u << 10;  // bytes a step
 constexpr Duration kIdle{100'000'000};              // how often silence is looked for
 // Of the thread's time: what may be used at once after a pause, and what one turn can cost.
 constexpr Duration kBurst{4'000'000}, kLongestTurn{1'000'000};
-// Turns of the endpoint for each look at the clock, which costs 40 ns: a small write takes 3 us.
+// Turns of the endpoint for each look at the clock, which costs 24 ns: a small write takes 3 us.
 constexpr int kTurns = 16;
 
 std::uint64_t process_cpu_ns() {

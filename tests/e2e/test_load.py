@@ -114,7 +114,7 @@ def run(kind, n, concurrency, provider, start, common, requests, want):
     wait_until("the router is healthy", lambda: request(route.http + "/health")[0] == 200)
     daemons = (prefill, decode, route)
     wrong, left = [], 0
-    # The first 4,000 rooms fill tables that are bounded: a long run takes its resident set behind them.
+    # prefill grows by 7 % in its first 5,000 rooms, and then no more: a long run begins to compare there.
     half = n // 2 if n > 8000 else min(RSS_AFTER, n // 2)
     lock = threading.Lock()
 

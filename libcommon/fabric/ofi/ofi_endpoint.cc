@@ -236,7 +236,7 @@ Status OfiEndpoint::write(PeerHandle peer, const WriteRequest& request) {
     return invalid_argument("a write has more pieces, or asks for more, than " +
                             capabilities.provider + " can carry");
   }
-  // Filled as far as they are used: clearing them all costs as much as the rest of this call.
+  // Filled as far as they are used.
   std::array<iovec, kMaxPieces> local;
   std::array<void*, kMaxPieces> descriptors{};
   std::array<fi_rma_iov, kMaxPieces> remote;
