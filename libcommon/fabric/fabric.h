@@ -101,6 +101,12 @@ class MemoryRegion {
   virtual RemoteRegion remote() const = 0;
 };
 
+// How often a side that is being written to looks before its loop does anything else. At a look
+// `net` and rxm over TCP read once from the socket, 9000 bytes or what is missing of one write, and
+// say nothing of it: a write of 16 KiB takes two looks, a tour of the loop each would cost a tenth
+// of its time.
+constexpr int kLooksForData = 4;
+
 // One endpoint with a completion queue and an event queue of its own. Destroying it closes the
 // endpoint and drains its queue: on TCP nothing lands through it afterwards.
 class Endpoint {

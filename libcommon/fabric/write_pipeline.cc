@@ -35,7 +35,7 @@ WritePipeline::WritePipeline(Endpoint* endpoint, PeerHandle peer, const Capabili
 
 void WritePipeline::enqueue(StreamId stream, QueuedWrite write) {
   Stream& entry = streams_[stream];
-  if (entry.queue.empty()) turn_.push_back(stream);
+  if (entry.queued() == 0) turn_.push_back(stream);
   entry.queue.push_back(std::move(write));
   ++queued_ops_;
 }
@@ -43,9 +43,9 @@ void WritePipeline::enqueue(StreamId stream, QueuedWrite write) {
 std::size_t WritePipeline::purge(StreamId stream) {
   auto it = streams_.find(stream);
   if (it == streams_.end()) return 0;
-  const std::size_t dropped = it->second.queue.size();
+  const std::size_t dropped = it->second.queued();
   queued_ops_ -= dropped;
-  it->second.queue.clear();
+  it->second.clear();
   std::erase(turn_, stream);
   // What EAGAIN held up may have been one of these.
   if (turn_.empty()) stuck_since_ = {0};
@@ -60,14 +60,14 @@ std::size_t WritePipeline::inflight(StreamId stream) const {
 
 std::size_t WritePipeline::queued(StreamId stream) const {
   auto it = streams_.find(stream);
-  return it == streams_.end() ? 0 : it->second.queue.size();
+  return it == streams_.end() ? 0 : it->second.queued();
 }
 
 void WritePipeline::pump() {
   while (health_.ok() && !turn_.empty()) {
     const StreamId id = turn_.front();
     Stream& stream = streams_.at(id);
-    const QueuedWrite& write = stream.queue.front();
+    const QueuedWrite& write = stream.queue[stream.next];
     const std::uint64_t bytes = bytes_of(write);
     if (bytes > capabilities_.max_inflight_bytes) {
       health_ = invalid_argument("a write of " + format_bytes(bytes) + " is above the limit of " +
@@ -80,8 +80,8 @@ void WritePipeline::pump() {
     }
     // Where writes complete out of order an old one may still hold the next cell.
     while (cell_of(next_context_).context != 0) ++next_context_;
-    WriteRequest request{.local = write.local,
-                         .remote = write.remote,
+    WriteRequest request{.local = {write.local.data(), write.local.size()},
+                         .remote = {write.remote.data(), write.remote.size()},
                          .context = next_context_,
                          .delivery_complete = write.delivery_complete,
                          .remote_data = write.remote_data};
@@ -105,10 +105,14 @@ void WritePipeline::pump() {
     ++inflight_ops_;
     inflight_bytes_ += bytes;
     ++stream.inflight;
-    stream.queue.pop_front();
+    ++stream.next;
     --queued_ops_;
     turn_.pop_front();
-    if (!stream.queue.empty()) turn_.push_back(id);
+    if (stream.queued() != 0) {
+      turn_.push_back(id);
+    } else {
+      stream.clear();
+    }
   }
 }
 
@@ -124,7 +128,7 @@ std::optional<WriteResult> WritePipeline::on_completion(const Completion& comple
   stuck_since_ = {0};
   if (auto stream = streams_.find(posted.stream); stream != streams_.end()) {
     --stream->second.inflight;
-    if (stream->second.inflight == 0 && stream->second.queue.empty()) streams_.erase(stream);
+    if (stream->second.inflight == 0 && stream->second.queued() == 0) streams_.erase(stream);
   }
   if (completion.status.ok()) {
     bytes_completed_ += posted.bytes;

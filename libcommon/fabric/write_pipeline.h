@@ -10,9 +10,9 @@
 // memory of a queued write must stay untouched until its callback, or until the Endpoint is closed.
 #pragma once
 
+#include <boost/container/small_vector.hpp>
 #include <cstdint>
 #include <deque>
-#include <functional>
 #include <map>
 #include <optional>
 #include <vector>
@@ -27,8 +27,11 @@ namespace kvd::fabric {
 using StreamId = std::uint64_t;
 
 struct QueuedWrite {
-  std::vector<LocalPiece> local{};    // at most iov_limit
-  std::vector<RemotePiece> remote{};  // at most rma_iov_limit
+  // TCP providers take four pieces: those need no memory of their own.
+  template <typename Piece>
+  using Pieces = boost::container::small_vector<Piece, 4>;
+  Pieces<LocalPiece> local{};    // at most iov_limit
+  Pieces<RemotePiece> remote{};  // at most rma_iov_limit
   bool delivery_complete = false;
   std::optional<std::uint64_t> remote_data{};
   std::uint64_t tag = 0;  // the caller's, comes back
@@ -69,8 +72,15 @@ class WritePipeline {
 
  private:
   struct Stream {
-    std::deque<QueuedWrite> queue;
+    std::vector<QueuedWrite> queue;
+    std::size_t next = 0;  // those before it are posted
     std::size_t inflight = 0;
+
+    std::size_t queued() const { return queue.size() - next; }
+    void clear() {
+      queue.clear();
+      next = 0;
+    }
   };
   struct Posted {
     std::uint64_t context = 0;  // 0: free

@@ -2,6 +2,7 @@
 
 #include <malloc.h>
 #include <poll.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -19,7 +20,12 @@ void EventLoop::run(LoopTask& task) {
       last_event = clock_->now();
       continue;
     }
-    if (options_.always_spin || clock_->now() - last_event < options_.spin) {
+    if (options_.always_spin) {
+      // It never sleeps: ZeroMQ's thread may have no other CPU.
+      sched_yield();
+      continue;
+    }
+    if (clock_->now() - last_event < options_.spin) {
       __builtin_ia32_pause();
       continue;
     }

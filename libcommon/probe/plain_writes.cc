@@ -6,7 +6,8 @@
 
 namespace kvd::probe {
 namespace {
-constexpr std::size_t kPlaces = 4096;
+// Many, so that small pieces do not come from the caches again and again: 256 MiB in 4 KiB pieces.
+constexpr std::size_t kPlaces = 65536;
 }  // namespace
 
 PlainWriter::PlainWriter(fabric::Domain* domain, std::byte* memory, std::uint64_t bytes,
@@ -136,7 +137,10 @@ Status PlainTarget::insert(const fabric::FabricAddress& writer) {
 }
 
 bool PlainTarget::step(bool* busy) {
-  const std::size_t count = endpoint_->poll(completions_);
+  std::size_t count = 0;
+  for (int look = 0; look < fabric::kLooksForData && count == 0; ++look) {
+    count = endpoint_->poll(completions_);
+  }
   *busy = count != 0;
   bool landed = false;
   for (std::size_t i = 0; i < count; ++i) {

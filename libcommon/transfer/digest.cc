@@ -96,7 +96,7 @@ std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<cons
     for (const PageUnit& unit : units) {
       const std::uint64_t bytes = unit.end - unit.begin;
       const std::uint64_t drawn = unit.begin + sample_line(room, number++, bytes);
-      lines.add(page + drawn, std::min(bytes, kLineBytes));
+      if (bytes >= kBatchBelowBytes) lines.add(page + drawn, kLineBytes);
       lines.add(page + last_line(layout, unit, used), std::min(bytes, kLineBytes));
     }
   }

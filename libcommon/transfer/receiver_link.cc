@@ -468,6 +468,7 @@ void KvReceiver::Impl::tend_link(ReceiverLink* link, TimePoint now) {
 
 bool KvReceiver::Impl::poll_endpoint(ReceiverLink* link) {
   bool busy = false;
+  int looks = link->rooms.empty() ? 1 : fabric::kLooksForData;
   while (link->endpoint != nullptr && link->end.ok()) {
     const std::size_t count = link->endpoint->poll(completions_);
     for (std::size_t i = 0; i < count && link->end.ok(); ++i) {
@@ -479,7 +480,7 @@ bool KvReceiver::Impl::poll_endpoint(ReceiverLink* link) {
       }
     }
     busy = busy || count != 0;
-    if (count < completions_.size()) break;
+    if (count < completions_.size() && --looks == 0) break;
   }
   return busy;
 }

@@ -75,8 +75,10 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
     }
   }
 
+  const auto small_ones = static_cast<std::size_t>(std::count_if(
+      pieces.begin(), pieces.end(), [](const Piece& p) { return p.bytes < kBatchBelowBytes; }));
   std::vector<fabric::QueuedWrite> writes;
-  writes.reserve(pieces.size());
+  writes.reserve(pieces.size() - small_ones + small_ones / most_pieces + 1);
   std::uint64_t open_bytes = 0;  // of the last write, while it may take more small pieces
   for (const Piece& piece : pieces) {
     const bool small = piece.bytes < kBatchBelowBytes;
@@ -85,10 +87,6 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
     if (!joins) {
       writes.emplace_back();
       open_bytes = 0;
-      if (small && most_pieces > 1) {
-        writes.back().local.reserve(most_pieces);
-        writes.back().remote.reserve(most_pieces);
-      }
     }
     writes.back().local.push_back({piece.from, piece.bytes});
     writes.back().remote.push_back({piece.to, piece.bytes, map.region.key});

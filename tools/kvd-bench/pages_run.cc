@@ -12,11 +12,14 @@ namespace {
 
 constexpr std::uint64_t kMib = 1u << 20;
 constexpr double kGib = 1u << 30;
+// A round begins and ends with an empty wire, which must not show.
+constexpr double kRoundSeconds = 0.15;
 constexpr int kDepthRounds = 5;
 constexpr std::uint64_t kDepthPart = 4;  // they are shorter than those that count
 constexpr std::size_t kPairsPerMib = 4;  // a round at 1 MiB after so many pairs
 constexpr std::size_t kPairsPerVerify = 16;
 constexpr std::uint32_t kIsolatedRequests = 300;
+constexpr std::uint32_t kMostRequests = 4096;  // of a round
 
 class PagesRun {
  public:
@@ -92,7 +95,11 @@ Status PagesRun::shape_ceiling() {
   out_.pages = static_cast<double>(round->pages) / requests;
   out_.writes = static_cast<double>(round->writes) / requests;
   out_.bytes = static_cast<double>(round->bytes) / requests;
-  round_bytes_ = round->bytes;
+  const double longer = std::clamp(kRoundSeconds / round->seconds, 0.0, 64.0);
+  std::uint32_t* a_round = &out_.plan.requests_a_round;
+  *a_round = std::clamp(static_cast<std::uint32_t>(*a_round * longer),
+                        out_.plan.options.concurrency, std::max(*a_round, kMostRequests));
+  round_bytes_ = static_cast<std::uint64_t>(out_.bytes * *a_round);
   const auto per_write = [&](std::uint64_t n) {
     return std::max<std::uint64_t>(
         1, (n + round->writes / 2) / std::max<std::uint64_t>(1, round->writes));
