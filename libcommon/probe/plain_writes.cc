@@ -7,7 +7,7 @@
 namespace kvd::probe {
 namespace {
 // Many, so that small pieces do not come from the caches again and again: 256 MiB in 4 KiB pieces.
-constexpr std::size_t kPlaces = 65536;
+constexpr std::size_t kPlaces = 65536, kFewPlaces = 4096;
 }  // namespace
 
 PlainWriter::PlainWriter(fabric::Domain* domain, std::byte* memory, std::uint64_t bytes,
@@ -66,10 +66,12 @@ void PlainWriter::draw_places(std::uint64_t piece) {
     to_ = from_;
     return;
   }
-  from_.resize(kPlaces);
-  to_.resize(kPlaces);
-  for (std::uint64_t& place : from_) place = rng.below(bytes_ / piece) * piece;
-  for (std::uint64_t& place : to_) place = rng.below(target_bytes_ / piece) * piece;
+  const std::uint64_t here = bytes_ / piece, there = target_bytes_ / piece;
+  const std::size_t places = std::clamp<std::uint64_t>(std::max(here, there), kFewPlaces, kPlaces);
+  from_.resize(places);
+  to_.resize(places);
+  for (std::uint64_t& place : from_) place = rng.below(here) * piece;
+  for (std::uint64_t& place : to_) place = rng.below(there) * piece;
 }
 
 Status PlainWriter::post_write(std::uint64_t piece, bool last) {
@@ -123,6 +125,7 @@ bool PlainWriter::step() {
 Result<std::unique_ptr<PlainTarget>> PlainTarget::open(fabric::Domain* domain, std::byte* memory,
                                                        std::uint64_t bytes) {
   auto out = std::make_unique<PlainTarget>();
+  out->looks_ = fabric::looks_for_data(domain->capabilities());
   auto endpoint = domain->open_endpoint();
   if (!endpoint.ok()) return endpoint.status();
   out->endpoint_ = std::move(*endpoint);
@@ -138,7 +141,7 @@ Status PlainTarget::insert(const fabric::FabricAddress& writer) {
 
 bool PlainTarget::step(bool* busy) {
   std::size_t count = 0;
-  for (int look = 0; look < fabric::kLooksForData && count == 0; ++look) {
+  for (int look = 0; look < looks_ && count == 0; ++look) {
     count = endpoint_->poll(completions_);
   }
   *busy = count != 0;

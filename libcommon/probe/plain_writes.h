@@ -94,6 +94,7 @@ class PlainTarget {
  private:
   std::unique_ptr<fabric::Endpoint> endpoint_;
   std::unique_ptr<fabric::MemoryRegion> region_;
+  int looks_ = 1;  // fabric.h, looks_for_data
   Status health_;
   std::vector<fabric::Completion> completions_{64};
 };

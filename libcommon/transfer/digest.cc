@@ -95,8 +95,10 @@ std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<cons
     const std::uint64_t used = tokens - std::min(tokens, i * std::uint64_t{layout.page_size});
     for (const PageUnit& unit : units) {
       const std::uint64_t bytes = unit.end - unit.begin;
-      const std::uint64_t drawn = unit.begin + sample_line(room, number++, bytes);
-      if (bytes >= kBatchBelowBytes) lines.add(page + drawn, kLineBytes);
+      if (bytes >= kSmallBytes) {
+        lines.add(page + unit.begin + sample_line(room, number, bytes), kLineBytes);
+      }
+      ++number;
       lines.add(page + last_line(layout, unit, used), std::min(bytes, kLineBytes));
     }
   }

@@ -468,7 +468,8 @@ void KvReceiver::Impl::tend_link(ReceiverLink* link, TimePoint now) {
 
 bool KvReceiver::Impl::poll_endpoint(ReceiverLink* link) {
   bool busy = false;
-  int looks = link->rooms.empty() ? 1 : fabric::kLooksForData;
+  const bool expects = link->domain != nullptr && !link->rooms.empty();
+  int looks = expects ? fabric::looks_for_data(link->domain->capabilities()) : 1;
   while (link->endpoint != nullptr && link->end.ok()) {
     const std::size_t count = link->endpoint->poll(completions_);
     for (std::size_t i = 0; i < count && link->end.ok(); ++i) {
@@ -480,7 +481,7 @@ bool KvReceiver::Impl::poll_endpoint(ReceiverLink* link) {
       }
     }
     busy = busy || count != 0;
-    if (count < completions_.size() && --looks == 0) break;
+    if (count < completions_.size() && (count != 0 || --looks == 0)) break;
   }
   return busy;
 }

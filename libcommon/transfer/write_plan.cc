@@ -75,18 +75,24 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
     }
   }
 
+  const bool streams = !capabilities.rdma && !capabilities.target_copies;
+  const std::uint64_t small_below = streams ? most / 2 + 1 : kSmallBytes;
   const auto small_ones = static_cast<std::size_t>(std::count_if(
-      pieces.begin(), pieces.end(), [](const Piece& p) { return p.bytes < kBatchBelowBytes; }));
+      pieces.begin(), pieces.end(), [&](const Piece& p) { return p.bytes < small_below; }));
   std::vector<fabric::QueuedWrite> writes;
   writes.reserve(pieces.size() - small_ones + small_ones / most_pieces + 1);
   std::uint64_t open_bytes = 0;  // of the last write, while it may take more small pieces
   for (const Piece& piece : pieces) {
-    const bool small = piece.bytes < kBatchBelowBytes;
+    const bool small = piece.bytes < small_below;
     const bool joins = small && open_bytes != 0 && writes.back().local.size() < most_pieces &&
                        open_bytes + piece.bytes <= most;
     if (!joins) {
       writes.emplace_back();
       open_bytes = 0;
+      if (small) {
+        writes.back().local.reserve(most_pieces);
+        writes.back().remote.reserve(most_pieces);
+      }
     }
     writes.back().local.push_back({piece.from, piece.bytes});
     writes.back().remote.push_back({piece.to, piece.bytes, map.region.key});

@@ -62,7 +62,8 @@ def check_results():
     r = result("--provider", "tcp", "--groups", "--pages", "4", "--tp", "3")
     for stage in STAGES:
         check(r[stage + "_ns"]["p50"] >= 0, "%s of groups: %s" % (stage, r[stage + "_ns"]))
-    check(r["layers"] == 30 and r["page_bytes"] == 245760 and r["writes"] > 4, "groups of one of three ranks")
+    check(r["layers"] == 30 and r["page_bytes"] == 245760 and r["writes"] == 2 and r["pieces"] == 4,
+          "of one of three ranks: a write for each of two groups, with four pages' part of it")
 
 
 def check_shapes():
@@ -143,7 +144,8 @@ def check_peer_results():
         check(small["pieces"] == 4 and small["runs"] == 64, "small pages go several to a write")
         many = result("--peer", peer.control, "--provider", "tcp", "--page-bytes", "4KiB", "--pages", "2",
                       "--concurrency", "16")
-        check(many["latency_ns"]["n"] > 1024, "times of %s requests came in several answers" % many["latency_ns"]["n"])
+        # Its first round, from which the length of the others comes, has 4096: four answers with times.
+        check(many["latency_ns"]["n"] >= 16, "times of %s requests" % many["latency_ns"]["n"])
         only = serve(start, "--provider", "tcp")
         check(result("--peer", only.control, "--pages", "16")["provider"] == "tcp", "the best that both have")
         refused(only.control, 5, "no provider in common", "--provider", "local")

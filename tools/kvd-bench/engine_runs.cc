@@ -2,12 +2,11 @@
 
 #include <algorithm>
 #include <cstring>
-#include <fstream>
-#include <limits>
 #include <span>
 #include <string_view>
 
 #include "base/units.h"
+#include "common/memory.h"
 #include "engine/cpu/pack.h"
 #include "engine/gguf.h"
 
@@ -25,18 +24,6 @@ std::uint32_t steps_for(std::uint32_t batch) { return batch == 1 ? kStepsAlone :
 
 std::uint32_t longest(const std::vector<std::uint32_t>& values) {
   return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
-}
-
-// Bytes that can be had without swapping; the largest number where the kernel does not say.
-std::uint64_t available_memory() {
-  std::ifstream file("/proc/meminfo");
-  for (std::string name, unit; file >> name;) {
-    std::uint64_t kib = 0;
-    if (!(file >> kib)) break;
-    std::getline(file, unit);
-    if (name == "MemAvailable:") return kib * 1024;
-  }
-  return std::numeric_limits<std::uint64_t>::max();
 }
 
 Result<ModelCost> cost_of(const engine::Gguf& file, const kv::KvLayout& layout) {

@@ -184,6 +184,15 @@ void write_result(cli::JsonWriter* json, const PagesResult& result,
   json->field("sender_cpu_ns_per_gib", side([](const CpuTimes& c) { return c.sender_ns; }))
       .field("receiver_cpu_ns_per_gib", side([](const CpuTimes& c) { return c.receiver_ns; }));
   write_cold(json, result);
+  json->key("cpu_round_trip_ns");
+  if (result.cpu_round_trip_before_ns && result.cpu_round_trip_after_ns) {
+    json->begin_object()
+        .field("before", *result.cpu_round_trip_before_ns)
+        .field("after", *result.cpu_round_trip_after_ns);
+    json->end_object();
+  } else {
+    json->null();
+  }
   json->field("verified", result.verified)
       .field("copies", result.copies)
       .field("huge_pages", result.huge_pages.both())
@@ -320,6 +329,11 @@ std::string pages_text(const PagesResult& result, const Environment& environment
          ", plain writes " + number("%.3f s", spread_of(ceiling_cpu(result)).median / 1e9) + "\n";
   out += "slow rounds    " + number("%.0f %%", 100 * slow_share(rates(result))) +
          ", plain writes " + number("%.0f %%", 100 * slow_share(ceilings(result))) + "\n";
+  if (result.cpu_round_trip_before_ns && result.cpu_round_trip_after_ns) {
+    out += "CPUs apart     " + number("%.0f ns", *result.cpu_round_trip_before_ns) + " before, " +
+           number("%.0f ns", *result.cpu_round_trip_after_ns) +
+           " after (below 350 they share a cache)\n";
+  }
   out += "cold           start " + micros(result.cold.start_ns) + " us, registration " +
          micros(result.cold.register_ns) + " us, link " + micros(result.cold.connect_ns) +
          " us, first request " + micros(result.cold.first_request_ns) + " us\n";

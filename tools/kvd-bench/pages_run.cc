@@ -4,6 +4,7 @@
 #include <cmath>
 #include <map>
 
+#include "common/cpu_distance.h"
 #include "common/measure.h"
 #include "probe/plain_writes.h"
 
@@ -47,7 +48,6 @@ class PagesRun {
   std::unique_ptr<PagesPair> pair_;
   PagesResult out_;
   std::uint64_t round_bytes_ = 0;
-  std::uint32_t seed_ = 1;
 };
 
 Status PagesRun::open() {
@@ -71,7 +71,7 @@ Result<KvRound> PagesRun::kv_round() {
 }
 
 Result<PlainRound> PagesRun::plain_round(probe::PlainOrder order, std::uint64_t bytes) {
-  order.seed = seed_++;
+  order.seed = 1;  // of one shape the places stay, and are not drawn for each round
   order.signal = true;
   order.count = static_cast<std::uint32_t>(
       std::max<std::uint64_t>(1, (bytes + order.write_bytes / 2) / order.write_bytes));
@@ -95,10 +95,13 @@ Status PagesRun::shape_ceiling() {
   out_.pages = static_cast<double>(round->pages) / requests;
   out_.writes = static_cast<double>(round->writes) / requests;
   out_.bytes = static_cast<double>(round->bytes) / requests;
-  const double longer = std::clamp(kRoundSeconds / round->seconds, 0.0, 64.0);
+  const PagesOptions& options = out_.plan.options;
   std::uint32_t* a_round = &out_.plan.requests_a_round;
-  *a_round = std::clamp(static_cast<std::uint32_t>(*a_round * longer),
-                        out_.plan.options.concurrency, std::max(*a_round, kMostRequests));
+  if (!options.rate) {  // else a round lasts as long as its requests take to come
+    const double longer = std::clamp(kRoundSeconds / round->seconds, 0.0, 64.0);
+    *a_round = std::clamp(static_cast<std::uint32_t>(*a_round * longer), options.concurrency,
+                          kMostRequests);
+  }
   round_bytes_ = static_cast<std::uint64_t>(out_.bytes * *a_round);
   const auto per_write = [&](std::uint64_t n) {
     return std::max<std::uint64_t>(
@@ -207,6 +210,9 @@ Status PagesRun::isolated() {
 }
 
 Status PagesRun::run() {
+  const PagesOptions& options = out_.plan.options;
+  const bool here = options.peer.empty();
+  if (here) out_.cpu_round_trip_before_ns = cpu_round_trip_ns(options.pin);
   KVD_RETURN_IF_ERROR(open());
   KVD_RETURN_IF_ERROR(verify());
   KVD_RETURN_IF_ERROR(shape_ceiling());
@@ -214,6 +220,7 @@ Status PagesRun::run() {
   KVD_RETURN_IF_ERROR(pairs());
   KVD_RETURN_IF_ERROR(verify());
   pair_.reset();
+  if (here) out_.cpu_round_trip_after_ns = cpu_round_trip_ns(options.pin);
   const Status alone = stopped() ? Status() : isolated();
   out_.partial = stopped() || !alone.ok();
   if (alone.ok() || stopped()) return {};
@@ -221,8 +228,7 @@ Status PagesRun::run() {
   // stands.
   const bool waited =
       alone.code() == StatusCode::kDeadline || alone.code() == StatusCode::kUnavailable;
-  const PagesOptions& options = out_.plan.options;
-  if (options.peer.empty() || !waited) return alone;
+  if (here || !waited) return alone;
   if (options.notice) options.notice("the commit alone was not measured: " + alone.message());
   return {};
 }

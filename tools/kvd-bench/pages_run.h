@@ -3,6 +3,7 @@
 #pragma once
 
 #include <functional>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,6 +27,8 @@ struct PagesResult {
   bool shared_clock = true;  // of both sides; else commit is half a round trip
   HugePages huge_pages;
   std::uint32_t copies = 0;  // of each byte, by the program itself
+  // Of the two sides' CPUs: common/cpu_distance.h; nothing with a peer.
+  std::optional<double> cpu_round_trip_before_ns, cpu_round_trip_after_ns;
   ColdTimes cold;
 
   // A request, in the mean.

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "base/log.h"
+#include "common/memory.h"
 #include "fabric/provider_details.h"
 #include "peer/times_codec.h"
 #include "transfer/wire.h"

@@ -1,8 +1,6 @@
 #include "peer/sender_spec.h"
 
 #include <algorithm>
-#include <fstream>
-#include <limits>
 
 #include "base/units.h"
 #include "peer/page_sets.h"
@@ -13,12 +11,6 @@ namespace {
 
 constexpr std::uint64_t kMostPoolPages = 1u << 20;  // each is looked at while the pool is opened
 constexpr std::uint32_t kMostSets = 4096, kMostPageSize = 4096;
-
-std::uint64_t number_in(const char* path) {
-  std::ifstream file(path);
-  std::uint64_t out = 0;
-  return file >> out ? out : std::numeric_limits<std::uint64_t>::max();
-}
 
 Status check_numbers(const proto::PagesProbe& p) {
   const auto bad = [](const char* name, std::uint64_t value) {
@@ -96,24 +88,6 @@ Result<SenderSpec> checked_spec(const proto::PagesProbe& p, std::uint64_t availa
   return out;
 }
 
-std::uint64_t available_memory() {
-  std::uint64_t out = std::numeric_limits<std::uint64_t>::max();
-  std::ifstream file("/proc/meminfo");
-  for (std::string name, unit; file >> name;) {
-    std::uint64_t kib = 0;
-    if (!(file >> kib)) break;
-    std::getline(file, unit);
-    if (name == "MemAvailable:") out = kib * 1024;
-  }
-  // "max" is no number: no limit.
-  const std::uint64_t limit = number_in("/sys/fs/cgroup/memory.max");
-  const std::uint64_t used = number_in("/sys/fs/cgroup/memory.current");
-  if (limit != std::numeric_limits<std::uint64_t>::max() && used <= limit) {
-    out = std::min(out, limit - used);
-  }
-  return out;
-}
-
 transfer::TransferOptions transfer_options(const SenderSpec& spec, const std::string& provider) {
   transfer::TransferOptions out;
   out.model = spec.model;
@@ -121,6 +95,9 @@ transfer::TransferOptions transfer_options(const SenderSpec& spec, const std::st
   out.providers = {provider};
   out.stream = spec.groups;
   out.digest = spec.digest;
+  // As many as have pages in the smallest requests, and those whose end is still on its way.
+  out.max_rooms = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(
+      std::uint64_t{4} * spec.open * spec.pages_each, 16, out.max_rooms));
   // Verification and a busy host may hold a loop up; nothing here tests liveness.
   out.dead_after = spec.timeout;
   out.drain_timeout = spec.timeout;

@@ -1,6 +1,6 @@
 // What the sending side of `kvd-bench pages` is told, wherever it runs.
 //
-// Pure but for available_memory(); any thread.
+// Pure; any thread.
 #pragma once
 
 #include <cstdint>
@@ -36,10 +36,6 @@ proto::PagesProbe to_probe(const SenderSpec& spec);
 // Of a client that nobody knows: kInvalidArgument names what is out of bounds, and the pool when it
 // is larger than 4 GiB or than `available` bytes leave.
 Result<SenderSpec> checked_spec(const proto::PagesProbe& probe, std::uint64_t available);
-
-// Bytes that can be had without swapping, of the host and of this control group; the largest number
-// where the kernel does not say.
-std::uint64_t available_memory();
 
 // For KvSender and KvReceiver alike.
 transfer::TransferOptions transfer_options(const SenderSpec& spec, const std::string& provider);

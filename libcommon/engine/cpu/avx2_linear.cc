@@ -56,6 +56,7 @@ template <int T, bool kOffsets>
 void tile_q4(const std::uint8_t* block, std::size_t blocks, const Int8Rows<T>& x, float* sums) {
   const __m256i low = _mm256_set1_epi8(15);
   for (std::size_t b = 0; b < blocks; ++b, block += kQ4BlockBytes) {
+    if constexpr (T == 1) read_ahead(block, kQ4BlockBytes);
     __m256i acc[T][2];
     for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = _mm256_setzero_si256();
     __m256i bytes0 = _mm256_setzero_si256(), bytes1 = bytes0;  // at most 8 * 15
@@ -138,6 +139,7 @@ template <int T, bool kOffsets>
 void tile_q8(const std::uint8_t* block, std::size_t blocks, const Int8Rows<T>& x, float* sums) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (std::size_t b = 0; b < blocks; ++b, block += kQ8BlockBytes) {
+    if constexpr (T == 1) read_ahead(block, kQ8BlockBytes);
     for (std::size_t h = 0; h < 2; ++h) {
       __m256i acc[T];
       for (int t = 0; t < T; ++t) acc[t] = _mm256_setzero_si256();

@@ -17,6 +17,7 @@ namespace {
 
 constexpr std::uint32_t kTile = 16;            // tokens at once
 constexpr std::uint32_t kFloatTile = 8;        // the same for float panels
+constexpr std::uint32_t kFewTokens = 4;        // up to so many, memory is what is waited for
 constexpr std::size_t kNearBytes = 384 << 10;  // of activations: stay in L2 while panels pass by
 
 // Every other block of kQ8 begins in the middle of a line.
@@ -197,6 +198,7 @@ void tile_quantized(const Tile& tile, __m512* out) {
   BlockPlaces at(tile.columns);
   const std::uint8_t* panel = tile.panel;
   for (std::size_t b = 0; b < blocks; ++b, panel += Block::kBytes) {
+    if constexpr (T <= kFewTokens) read_ahead(panel, Block::kBytes);
     const Block block(panel);
 #pragma GCC unroll 16
     for (std::size_t t = 0; t < T; ++t) sums[t] = block.add(sums[t], row[t], at);

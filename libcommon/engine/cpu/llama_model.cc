@@ -112,7 +112,10 @@ class LlamaModel final : public CpuModel {
     Rows* own;  // of this thread, for up to kFewRows
   };
   template <typename Work>
-  void share(Worker& worker, std::size_t items, std::size_t grain, const Work& work);
+  void share(Worker& worker, std::size_t items, std::size_t grain, const Work& work,
+             std::size_t dealt = 0);
+  template <typename Work>
+  void share_panels(Worker& worker, std::size_t items, const Work& work);
   void embed(Worker& worker);
   Activations normalize(Worker& worker, const std::vector<float>& weight, bool offsets = false);
   void multiply(Worker& worker, const Activations& in, std::span<const Product> products,
@@ -227,15 +230,28 @@ void LlamaModel::run(std::uint32_t thread, const std::function<void(std::uint32_
   project_head(worker);
 }
 
-// Gives items [0, items) to whichever thread is free, `grain` at a time, and waits for all.
+// Gives items [dealt, items) to whichever thread is free, `grain` at a time, and waits for all.
 template <typename Work>
-void LlamaModel::share(Worker& worker, std::size_t items, std::size_t grain, const Work& work) {
+void LlamaModel::share(Worker& worker, std::size_t items, std::size_t grain, const Work& work,
+                       std::size_t dealt) {
   std::atomic<std::uint32_t>& next = counters_[worker.phase++];
   const auto step = static_cast<std::uint32_t>(grain);
-  for (std::size_t i; (i = next.fetch_add(step, std::memory_order_relaxed)) < items;) {
+  for (std::size_t i; (i = dealt + next.fetch_add(step, std::memory_order_relaxed)) < items;) {
     work(i, std::min(i + grain, items));
   }
   pool_->barrier();
+}
+
+// Runs of panels. Of a few rows' product three quarters are dealt out beforehand: asking for them
+// would cost a cache line from another thread each time, and a long run is read ahead. What is left
+// makes up for a thread that was held up.
+template <typename Work>
+void LlamaModel::share_panels(Worker& worker, std::size_t items, const Work& work) {
+  std::size_t grain = std::max<std::size_t>(1, items / (std::size_t{pool_->size()} * 6));
+  if (!few() && grain > 1) grain -= grain % 2;  // AMX takes panels in pairs
+  const std::size_t own = few() ? items * 3 / 4 / pool_->size() : 0;
+  if (own != 0) work(worker.thread * own, (worker.thread + 1) * own);
+  share(worker, items, grain, work, own * pool_->size());
 }
 
 void LlamaModel::embed(Worker& worker) {
@@ -278,9 +294,7 @@ void LlamaModel::multiply(Worker& worker, const Activations& in, std::span<const
   const Kernels& kernels = kernels_for(rows);
   std::size_t panels = 0;
   for (const Product& product : products) panels += product.matrix->panels;
-  std::size_t grain = std::max<std::size_t>(1, panels / (std::size_t{pool_->size()} * 6));
-  if (rows > kFewRows && grain > 1) grain -= grain % 2;  // AMX takes panels in pairs
-  share(worker, panels, grain, [&](std::size_t begin, std::size_t end) {
+  share_panels(worker, panels, [&](std::size_t begin, std::size_t end) {
     std::size_t base = 0;
     for (const Product& product : products) {
       const Matrix& matrix = *product.matrix;
@@ -405,8 +419,7 @@ void LlamaModel::multiply_gated(Worker& worker, const Activations& in, const Lla
   const Kernels& kernels = kernels_for(plan_.rows());
   const std::uint32_t ffn = config_.ffn, items = (ffn + kBlock - 1) / kBlock;
   const auto rows = static_cast<std::uint32_t>(plan_.rows());
-  const std::size_t grain = std::max<std::size_t>(1, items / (std::size_t{pool_->size()} * 6));
-  share(worker, items, grain, [&](std::size_t first, std::size_t last) {
+  share_panels(worker, items, [&](std::size_t first, std::size_t last) {
     const auto begin = static_cast<std::uint32_t>(first), end = static_cast<std::uint32_t>(last);
     const std::uint32_t panels = std::min(end * kPanels, layer.gate.panels);
     kernels.linear(layer.gate, begin * kPanels, panels, in, rows, gate_.row(0), ffn, false,

@@ -153,6 +153,29 @@ TEST_CASE("digest: sample draws another line for each unit, inside the unit") {
   CHECK(sample_line(RoomId{9}, 3, 64) == 0);
 }
 
+TEST_CASE("digest: of a unit below 64 KiB the last line alone is sampled, of others one more") {
+  // One unit a page: 32 tokens of K and V in 1,024 or 1,008 bytes each.
+  const auto head_dim = GENERATE(512u, 504u);
+  const kv::KvLayout layout = layout_of(1, 1, head_dim);
+  const std::uint64_t bytes = layout.page_bytes();
+  REQUIRE(page_units(layout).size() == 1);
+  const bool small = head_dim == 504;
+  REQUIRE((bytes < 64 << 10) == small);
+  TestPool pool(layout, 1);
+  const std::vector<PageIndex> pages = {0};
+  const RoomId room{77};
+  const std::uint64_t before = digest_pages(Digest::kSample, pool.pool, pages, 32, room);
+  std::vector<std::uint64_t> seen;  // lines whose change changes the digest
+  for (std::uint64_t line = 0; line < bytes; line += 64) {
+    pool.pool.page(0)[line] ^= std::byte{1};
+    if (digest_pages(Digest::kSample, pool.pool, pages, 32, room) != before) seen.push_back(line);
+    pool.pool.page(0)[line] ^= std::byte{1};
+  }
+  const std::uint64_t last = bytes - 64, drawn = sample_line(room, 0, bytes);
+  REQUIRE(drawn != last);
+  CHECK(seen == (small ? std::vector{last} : std::vector{drawn, last}));
+}
+
 TEST_CASE("digest: sample sees every stream that was cut, wherever it was cut") {
   const auto layout = GENERATE(layout_of(8, 8, 64), layout_of(5, 1, 80), layout_of(3, 24, 512));
   const auto tokens = GENERATE(96u, 65u, 94u);
