@@ -17,6 +17,7 @@ namespace {
 
 constexpr std::uint32_t kTile = 16;            // tokens at once
 constexpr std::uint32_t kFloatTile = 8;        // the same for float panels
+constexpr std::size_t kAtOnce = 4;             // tokens whose products alternate
 constexpr std::uint32_t kFewTokens = 4;        // up to so many, memory is what is waited for
 constexpr std::size_t kNearBytes = 384 << 10;  // of activations: stay in L2 while panels pass by
 
@@ -65,13 +66,14 @@ struct BlockPlaces {
   }
 };
 
-// A block of a panel: eight units of unsigned bytes, and how a token's dot products with them
-// become floats, added to `sum`. `row` is the token's row; `total` is what its offset is multiplied
-// with, the sum of d * q of each weight row.
+// A block of a panel: eight units of unsigned bytes, kDots integer sums of a token with as many parts
+// of them, where those sums start, and how they become floats, added to `sum`. `row` is the token's
+// row; `total` is what its offset is multiplied with, the sum of d * q of each weight row.
 
 // w = d * q + m with q from 0 to 31.
 template <bool kOffsets>
 struct UnsignedBlock {
+  static constexpr std::size_t kDots = 1;
   __m512i w[8];
   __m512 d, m, total;
 
@@ -84,10 +86,12 @@ struct UnsignedBlock {
     const __m512i sums = _mm512_dpbusd_epi32(_mm512_setzero_si512(), bytes, _mm512_set1_epi8(1));
     total = _mm512_mul_ps(d, _mm512_cvtepi32_ps(sums));
   }
-  KVD_MEMBER __m512 add(__m512 sum, const std::uint8_t* row, const BlockPlaces& at) const {
-    __m512i dot = _mm512_setzero_si512();
-    for (std::size_t i = 0; i < 8; ++i) multiply_add(dot, w[i], row + at.values + 4 * i);
-    sum = add_scaled(sum, dot, d, row + at.scale);
+  KVD_MEMBER static void start(__m512i (&dots)[1], const std::uint8_t*, const BlockPlaces&) {
+    dots[0] = _mm512_setzero_si512();
+  }
+  KVD_MEMBER __m512 add(__m512 sum, const __m512i (&dots)[1], const std::uint8_t* row,
+                        const BlockPlaces& at) const {
+    sum = add_scaled(sum, dots[0], d, row + at.scale);
     if constexpr (kOffsets) {
       sum = _mm512_fmadd_ps(total, broadcast_float(row + at.offset), sum);
     }
@@ -133,7 +137,7 @@ KVD_INLINE __m512i load_signed(const std::uint8_t* block, std::size_t half, __m5
 
 template <bool kOffsets>
 struct Q8Block {
-  static constexpr std::size_t kBytes = kQ8BlockBytes;
+  static constexpr std::size_t kBytes = kQ8BlockBytes, kDots = 1;
   __m512i w[8];
   __m512 d, total;
 
@@ -142,10 +146,13 @@ struct Q8Block {
     d = half16(block + 512);
     total = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_add_epi32(first, second)));
   }
-  KVD_MEMBER __m512 add(__m512 sum, const std::uint8_t* row, const BlockPlaces& at) const {
-    __m512i dot = broadcast_int(row + at.start);
-    for (std::size_t i = 0; i < 8; ++i) multiply_add(dot, w[i], row + at.values + 4 * i);
-    sum = add_scaled(sum, dot, d, row + at.scale);
+  KVD_MEMBER static void start(__m512i (&dots)[1], const std::uint8_t* row,
+                               const BlockPlaces& at) {
+    dots[0] = broadcast_int(row + at.start);
+  }
+  KVD_MEMBER __m512 add(__m512 sum, const __m512i (&dots)[1], const std::uint8_t* row,
+                        const BlockPlaces& at) const {
+    sum = add_scaled(sum, dots[0], d, row + at.scale);
     if constexpr (!kOffsets) return sum;
     return _mm512_fmadd_ps(total, broadcast_float(row + at.offset), sum);
   }
@@ -154,7 +161,7 @@ struct Q8Block {
 // Each half of its columns has scales of its own.
 template <bool kOffsets>
 struct Q6Block {
-  static constexpr std::size_t kBytes = kWideBlockBytes;
+  static constexpr std::size_t kBytes = kWideBlockBytes, kDots = 2;
   __m512i w[8];
   __m512 d[2], total;
 
@@ -166,13 +173,15 @@ struct Q6Block {
       total = _mm512_fmadd_ps(d[half], _mm512_cvtepi32_ps(sums), total);
     }
   }
-  KVD_MEMBER __m512 add(__m512 sum, const std::uint8_t* row, const BlockPlaces& at) const {
-    __m512i dot[2];
-    dot[0] = broadcast_int(row + at.half_start);
-    dot[1] = _mm512_sub_epi32(broadcast_int(row + at.start), dot[0]);
-    for (std::size_t i = 0; i < 8; ++i) multiply_add(dot[i / 4], w[i], row + at.values + 4 * i);
-    sum = add_scaled(sum, dot[0], d[0], row + at.scale);
-    sum = add_scaled(sum, dot[1], d[1], row + at.scale);
+  KVD_MEMBER static void start(__m512i (&dots)[2], const std::uint8_t* row,
+                               const BlockPlaces& at) {
+    dots[0] = broadcast_int(row + at.half_start);
+    dots[1] = _mm512_sub_epi32(broadcast_int(row + at.start), dots[0]);
+  }
+  KVD_MEMBER __m512 add(__m512 sum, const __m512i (&dots)[2], const std::uint8_t* row,
+                        const BlockPlaces& at) const {
+    sum = add_scaled(sum, dots[0], d[0], row + at.scale);
+    sum = add_scaled(sum, dots[1], d[1], row + at.scale);
     if constexpr (!kOffsets) return sum;
     return _mm512_fmadd_ps(total, broadcast_float(row + at.offset), sum);
   }
@@ -185,6 +194,25 @@ struct Tile {
   const std::uint8_t* x;  // its first token's row
   std::size_t stride;     // bytes
 };
+
+// Some tokens at once: the products of one token wait for each other, and a processor looks ahead no
+// further than a few tokens. (A token alone gains nothing from sums in parts: it waits for memory.)
+template <std::size_t kCount, typename Block>
+KVD_INLINE void add_tokens(const Block& block, const std::uint8_t* const* row,
+                           const BlockPlaces& at, __m512* sums) {
+  __m512i dots[kCount][Block::kDots];
+#pragma GCC unroll 4
+  for (std::size_t n = 0; n < kCount; ++n) Block::start(dots[n], row[n], at);
+#pragma GCC unroll 8
+  for (std::size_t i = 0; i < 8; ++i) {
+#pragma GCC unroll 4
+    for (std::size_t n = 0; n < kCount; ++n) {
+      multiply_add(dots[n][i * Block::kDots / 8], block.w[i], row[n] + at.values + 4 * i);
+    }
+  }
+#pragma GCC unroll 4
+  for (std::size_t n = 0; n < kCount; ++n) sums[n] = block.add(sums[n], dots[n], row[n], at);
+}
 
 template <typename Block, std::size_t T>
 void tile_quantized(const Tile& tile, __m512* out) {
@@ -200,8 +228,12 @@ void tile_quantized(const Tile& tile, __m512* out) {
   for (std::size_t b = 0; b < blocks; ++b, panel += Block::kBytes) {
     if constexpr (T <= kFewTokens) read_ahead(panel, Block::kBytes);
     const Block block(panel);
+    constexpr std::size_t kWhole = T / kAtOnce * kAtOnce;
 #pragma GCC unroll 16
-    for (std::size_t t = 0; t < T; ++t) sums[t] = block.add(sums[t], row[t], at);
+    for (std::size_t t = 0; t < kWhole; t += kAtOnce) {
+      add_tokens<kAtOnce>(block, row + t, at, sums + t);
+    }
+    if constexpr (T > kWhole) add_tokens<T - kWhole>(block, row + kWhole, at, sums + kWhole);
     at.next();
   }
   for (std::size_t t = 0; t < T; ++t) out[t] = sums[t];
