@@ -284,11 +284,31 @@ TEST_CASE(
   TestPool pool(layout, 12);
   const std::vector<PageIndex> source = {0, 1, 2, 3, 4, 5}, destination = {6, 7, 8, 9, 10, 0};
   const PageMap map{&pool.pool, source, destination, {0, 1 << 30, 1}};
-  const auto writes = plan_writes(map, {0, 8}, 0, 6, capabilities_of(4));
+  fabric::Capabilities nic = capabilities_of(4);
+  nic.rdma = true;
+  const auto writes = plan_writes(map, {0, 8}, 0, 6, nic);
   REQUIRE(writes.size() == 3);
   CHECK(writes[0].local[0].bytes == 1 << 20);  // four pages
   CHECK(writes[1].local[0].bytes == 256 << 10);
   CHECK(writes[2].local[0].bytes == 256 << 10);  // the destination jumps
+  // On TCP the last two, which fit twice into a write, share one.
+  const auto streamed = plan_writes(map, {0, 8}, 0, 6, capabilities_of(4));
+  REQUIRE(streamed.size() == 2);
+  REQUIRE(streamed[1].local.size() == 2);
+  CHECK(streamed[1].local[1].bytes == 256 << 10);
+}
+
+TEST_CASE("write plan: pieces of up to half of the largest write share one on TCP") {
+  const auto heads = GENERATE(16u, 18u, 20u);  // pages of 512, 576 and 640 KiB
+  const kv::KvLayout layout = layout_of(4, heads, 64);
+  TestPool pool(layout, 10);
+  const std::vector<PageIndex> source = {0, 2, 4, 6}, destination = {1, 3, 5, 7};
+  const PageMap map{&pool.pool, source, destination, {0, 1 << 30, 1}};
+  const auto writes = plan_writes(map, {0, 4}, 0, 4, capabilities_of(4));
+  CHECK(writes.size() == (heads == 16 ? 2 : 4));
+  std::uint64_t most = 0;
+  CHECK(bytes_written(writes, &most).size() * 64 == 4 * layout.page_bytes());
+  CHECK(most <= 1 << 20);
 }
 
 TEST_CASE("write plan: small pieces share a write, large ones do not, too large ones are cut") {
