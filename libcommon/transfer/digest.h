@@ -7,8 +7,8 @@
 // beforehand (mark_pages). Units below kSmallBytes have the last line alone.
 // Every write ends where a unit ends, and a stream of writes that is cut loses everything from the
 // cut to the end of a write (libfabric's net connects anew by itself and says nothing of what its
-// sockets held): so the last line shows every cut. `full` hashes all bytes of all prompt pages. `off` is 0, and no protection
-// where the provider connects anew by itself.
+// sockets held): so the last line shows every cut. `full` hashes all bytes of all prompt pages.
+// `off` is 0, and no protection where the provider connects anew by itself.
 //
 // Reads the pages: call it only when they are final (sender) or committed (receiver).
 #pragma once

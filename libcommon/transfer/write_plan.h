@@ -5,8 +5,8 @@
 // both sides, up to the largest write, so every write ends where a unit ends. (Only a provider
 // whose largest write is smaller than a unit cuts inside one.) Small pieces go several to a write,
 // as far as the provider takes them. On TCP all that fit twice into a write are small: each write
-// costs a header, and the receiver a look and a copy of 9000 bytes (measured in one cache: writes of
-// 64 KiB 3.5 GB/s, of 120 KiB 4.7, of 256 KiB 5.9, of 1 MiB 7.4).
+// costs a header, and the receiver a look and a copy of 9000 bytes (measured in one cache: writes
+// of 64 KiB 3.5 GB/s, of 120 KiB 4.7, of 256 KiB 5.9, of 1 MiB 7.4).
 #pragma once
 
 #include <cstdint>

@@ -11,8 +11,8 @@
 namespace kvd::tools {
 
 // The best of some rounds, in about a millisecond, with two threads of its own. `pin`: the two CPUs
-// in question; with fewer than two given, the two that this process may use, if it may use just two.
-// Nothing where it is not known which two matter.
+// in question; with fewer than two given, the two that this process may use, if it may use just
+// two. Nothing where it is not known which two matter.
 std::optional<double> cpu_round_trip_ns(const std::vector<int>& pin);
 
 }  // namespace kvd::tools

@@ -96,8 +96,8 @@ transfer::TransferOptions transfer_options(const SenderSpec& spec, const std::st
   out.stream = spec.groups;
   out.digest = spec.digest;
   // As many as have pages in the smallest requests, and those whose end is still on its way.
-  out.max_rooms = static_cast<std::uint32_t>(std::clamp<std::uint64_t>(
-      std::uint64_t{4} * spec.open * spec.pages_each, 16, out.max_rooms));
+  out.max_rooms = static_cast<std::uint32_t>(
+      std::clamp<std::uint64_t>(std::uint64_t{4} * spec.open * spec.pages_each, 16, out.max_rooms));
   // Verification and a busy host may hold a loop up; nothing here tests liveness.
   out.dead_after = spec.timeout;
   out.drain_timeout = spec.timeout;

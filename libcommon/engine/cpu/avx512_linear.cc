@@ -66,9 +66,9 @@ struct BlockPlaces {
   }
 };
 
-// A block of a panel: eight units of unsigned bytes, kDots integer sums of a token with as many parts
-// of them, where those sums start, and how they become floats, added to `sum`. `row` is the token's
-// row; `total` is what its offset is multiplied with, the sum of d * q of each weight row.
+// A block of a panel: eight units of unsigned bytes, kDots integer sums of a token with as many
+// parts of them, where those sums start, and how they become floats, added to `sum`. `row` is the
+// token's row; `total` is what its offset is multiplied with, the sum of d * q of each weight row.
 
 // w = d * q + m with q from 0 to 31.
 template <bool kOffsets>
@@ -146,8 +146,7 @@ struct Q8Block {
     d = half16(block + 512);
     total = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_add_epi32(first, second)));
   }
-  KVD_MEMBER static void start(__m512i (&dots)[1], const std::uint8_t* row,
-                               const BlockPlaces& at) {
+  KVD_MEMBER static void start(__m512i (&dots)[1], const std::uint8_t* row, const BlockPlaces& at) {
     dots[0] = broadcast_int(row + at.start);
   }
   KVD_MEMBER __m512 add(__m512 sum, const __m512i (&dots)[1], const std::uint8_t* row,
@@ -173,8 +172,7 @@ struct Q6Block {
       total = _mm512_fmadd_ps(d[half], _mm512_cvtepi32_ps(sums), total);
     }
   }
-  KVD_MEMBER static void start(__m512i (&dots)[2], const std::uint8_t* row,
-                               const BlockPlaces& at) {
+  KVD_MEMBER static void start(__m512i (&dots)[2], const std::uint8_t* row, const BlockPlaces& at) {
     dots[0] = broadcast_int(row + at.half_start);
     dots[1] = _mm512_sub_epi32(broadcast_int(row + at.start), dots[0]);
   }
@@ -195,8 +193,9 @@ struct Tile {
   std::size_t stride;     // bytes
 };
 
-// Some tokens at once: the products of one token wait for each other, and a processor looks ahead no
-// further than a few tokens. (A token alone gains nothing from sums in parts: it waits for memory.)
+// Some tokens at once: the products of one token wait for each other, and a processor looks ahead
+// no further than a few tokens. (A token alone gains nothing from sums in parts: it waits for
+// memory.)
 template <std::size_t kCount, typename Block>
 KVD_INLINE void add_tokens(const Block& block, const std::uint8_t* const* row,
                            const BlockPlaces& at, __m512* sums) {

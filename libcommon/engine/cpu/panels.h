@@ -58,8 +58,7 @@ static constexpr std::uint32_t block_bytes(PanelType type) {
 // With one token or a few, a panel is used once, as fast as memory gives it. Processors read ahead
 // by themselves, but only to the end of a page of 4 KiB: asks for the block so far behind this one.
 constexpr std::size_t kReadAhead = 4096;
-[[gnu::always_inline]] static inline void read_ahead(const std::uint8_t* block,
-                                                     std::size_t bytes) {
+[[gnu::always_inline]] static inline void read_ahead(const std::uint8_t* block, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(block + kReadAhead + i);
 }
 
