@@ -31,10 +31,10 @@ KVD_INLINE __m512i low_parts(const Pairs& of, __m512i high) {
   return high_parts({{_mm512_sub_ps(of.w[0], a), _mm512_sub_ps(of.w[1], b)}});
 }
 
-// How a type's bytes become floats without conversion: byte b is put into the mantissa of a number
-// between 1 and 2, whose other bits are `base`, at byte `place`. Signed bytes are made unsigned by
-// turning their highest bit over. The number is 1 + (b + bias) / scale, so that
-// d * b + m = (d * scale) * number + (m - d * (scale + bias)).
+// How a type's bytes become floats without conversion (kQ4K's are looked up): byte b is put into
+// the mantissa of a number between 1 and 2, whose other bits are `base`, at byte `place`. Signed
+// bytes are made unsigned by turning their highest bit over. The number is 1 + (b + bias) / scale,
+// so that d * b + m = (d * scale) * number + (m - d * (scale + bias)).
 struct ByteForm {
   int mask, base;
   float scale, bias;
@@ -67,11 +67,22 @@ KVD_INLINE Pairs twice(__m512i halves, int first) {
            _mm512_cvtph_ps(_mm512_extracti64x4_epi64(each, 1))}};
 }
 
-// Of columns 0-15 of a block, or of 16-31.
+// The same of floats.
+KVD_INLINE Pairs twice(__m512 numbers) {
+  const __m512i first = _mm512_set_epi32(7, 7, 6, 6, 5, 5, 4, 4, 3, 3, 2, 2, 1, 1, 0, 0);
+  const __m512i second = _mm512_add_epi32(first, _mm512_set1_epi32(8));
+  return {{_mm512_permutexvar_ps(first, numbers), _mm512_permutexvar_ps(second, numbers)}};
+}
+
+// Of columns 0-15 of block b of a panel, or of 16-31.
 template <PanelType kType>
-KVD_INLINE Scales scales_of(const std::byte* block, int half) {
+KVD_INLINE Scales scales_of(const std::byte* panel, std::size_t b, int half) {
+  if constexpr (kType == PanelType::kQ4K) {
+    const auto of = avx512::q4k_scales(reinterpret_cast<const std::uint8_t*>(panel), b);
+    return {twice(of.d), twice(of.m)};
+  }
   constexpr ByteForm kForm = byte_form(kType);
-  const std::byte* at = block + (kType == PanelType::kQ4 ? 256 : 512);
+  const std::byte* at = panel + units_at(kType, b) + (kType == PanelType::kQ4 ? 256 : 512);
   const __m512i halves = kType == PanelType::kQ8
                              ? _mm512_castsi256_si512(_mm256_load_si256(
                                    reinterpret_cast<const __m256i*>(at)))  // d is all there is
@@ -87,28 +98,41 @@ KVD_INLINE Scales scales_of(const std::byte* block, int half) {
   return scales;
 }
 
-// Four columns of a block: 16 rows x 4 bytes, of which kQ4 uses a nibble each.
+// Four columns of a block: 16 rows x 4 bytes, of which kQ4 and kQ4K use a nibble each.
 template <PanelType kType>
 KVD_INLINE __m512i unit_of(const std::byte* block, std::size_t unit) {
-  if (kType != PanelType::kQ4) return load(block + unit * 64);
+  if (kType != PanelType::kQ4 && kType != PanelType::kQ4K) return load(block + unit * 64);
   const __m512i both = load(block + unit / 2 * 64);
   return unit % 2 == 0 ? both : _mm512_srli_epi32(both, 4);
 }
 
-// One block to one tile.
+// Lanes with a byte of a unit each: what w = d * number + m takes for it.
 template <PanelType kType>
-KVD_INLINE void quantized_tile(const std::byte* block, std::byte* out) {
+KVD_INLINE __m512 numbers_of(__m512i bytes) {
+  // Nibbles themselves, so that a weight is rounded just as on the other paths; the lookup sees the
+  // low four bits of a lane alone.
+  if constexpr (kType == PanelType::kQ4K) {
+    return _mm512_permutexvar_ps(
+        bytes, _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+  }
   constexpr ByteForm kForm = byte_form(kType);
   const __m512i mask = _mm512_set1_epi32(kForm.mask), base = _mm512_set1_epi32(kForm.base);
+  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(bytes, mask, base, 0x6A));  // & mask ^ base
+}
+
+// Block b of a panel to one tile.
+template <PanelType kType>
+KVD_INLINE void quantized_tile(const std::byte* panel, std::size_t b, std::byte* out) {
   // Bytes 0 and 1 of each row of a unit, each to all four bytes of a lane.
   const __m512i spread =
       _mm512_set_epi32(0x1D1D1D1D, 0x1C1C1C1C, 0x19191919, 0x18181818, 0x15151515, 0x14141414,
                        0x11111111, 0x10101010, 0x0D0D0D0D, 0x0C0C0C0C, 0x09090909, 0x08080808,
                        0x05050505, 0x04040404, 0x01010101, 0x00000000);
-  Scales scales = scales_of<kType>(block, 0);
+  const std::byte* block = panel + units_at(kType, b);
+  Scales scales = scales_of<kType>(panel, b, 0);
 #pragma GCC unroll 8
   for (std::size_t unit = 0; unit < 8; ++unit) {
-    if (kType == PanelType::kQ6 && unit == 4) scales = scales_of<kType>(block, 1);
+    if (kType == PanelType::kQ6 && unit == 4) scales = scales_of<kType>(panel, b, 1);
     const __m512i bytes = unit_of<kType>(block, unit);
 #pragma GCC unroll 2
     for (int pair = 0; pair < 2; ++pair, out += kPairBytes) {
@@ -117,9 +141,8 @@ KVD_INLINE void quantized_tile(const std::byte* block, std::byte* out) {
       for (int h = 0; h < 2; ++h) {
         const __m512i from =
             _mm512_add_epi8(spread, _mm512_set1_epi8(static_cast<char>(32 * h + 2 * pair)));
-        const __m512i byte = _mm512_permutexvar_epi8(from, bytes);
-        const __m512i number = _mm512_ternarylogic_epi32(byte, mask, base, 0x6A);  // & mask ^ base
-        pairs.w[h] = _mm512_fmadd_ps(_mm512_castsi512_ps(number), scales.d.w[h], scales.m.w[h]);
+        const __m512 number = numbers_of<kType>(_mm512_permutexvar_epi8(from, bytes));
+        pairs.w[h] = _mm512_fmadd_ps(number, scales.d.w[h], scales.m.w[h]);
       }
       store(out, high_parts(pairs));
     }
@@ -127,9 +150,10 @@ KVD_INLINE void quantized_tile(const std::byte* block, std::byte* out) {
 }
 
 template <PanelType kType>
-void quantized_tiles(const std::byte* block, std::uint32_t steps, std::byte* out) {
-  for (std::uint32_t i = 0; i < steps; ++i, block += block_bytes(kType), out += kStepBytes) {
-    quantized_tile<kType>(block, out);
+void quantized_tiles(const std::byte* panel, std::uint32_t first, std::uint32_t steps,
+                     std::byte* out) {
+  for (std::uint32_t i = 0; i < steps; ++i, out += kStepBytes) {
+    quantized_tile<kType>(panel, first + i, out);
   }
 }
 
@@ -140,8 +164,9 @@ KVD_INLINE Pairs beside(__m512 even, __m512 odd) {
 }
 
 template <PanelType kType>
-void float_tiles(const std::byte* column, std::uint32_t steps, std::byte* out) {
+void float_tiles(const std::byte* panel, std::uint32_t first, std::uint32_t steps, std::byte* out) {
   constexpr std::size_t kBytes = kPanelRows * (kType == PanelType::kF32 ? 4 : 2);
+  const std::byte* column = panel + first * std::size_t{kBlock} * kBytes;
   const auto weights = [](const std::byte* at) {
     if (kType == PanelType::kF32) return _mm512_load_ps(at);
     return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(at)));
@@ -175,29 +200,31 @@ void to_parts(const float* row, std::uint32_t columns, std::uint32_t begin, std:
 
 const std::byte* weight_tiles(const Matrix& matrix, std::uint32_t panel, std::uint32_t first,
                               std::uint32_t steps, std::byte* out) {
-  const std::byte* at = matrix.data + panel * matrix.panel_bytes +
-                        matrix.panel_bytes / (matrix.columns / kBlock) * first;
+  const std::byte* at = matrix.data + panel * matrix.panel_bytes;
   switch (matrix.type) {
     case PanelType::kQ4:
-      quantized_tiles<PanelType::kQ4>(at, steps, out);
+      quantized_tiles<PanelType::kQ4>(at, first, steps, out);
+      break;
+    case PanelType::kQ4K:
+      quantized_tiles<PanelType::kQ4K>(at, first, steps, out);
       break;
     case PanelType::kQ5:
-      quantized_tiles<PanelType::kQ5>(at, steps, out);
+      quantized_tiles<PanelType::kQ5>(at, first, steps, out);
       break;
     case PanelType::kQ6:
-      quantized_tiles<PanelType::kQ6>(at, steps, out);
+      quantized_tiles<PanelType::kQ6>(at, first, steps, out);
       break;
     case PanelType::kQ8:
-      quantized_tiles<PanelType::kQ8>(at, steps, out);
+      quantized_tiles<PanelType::kQ8>(at, first, steps, out);
       break;
     case PanelType::kF32:
-      float_tiles<PanelType::kF32>(at, steps, out);
+      float_tiles<PanelType::kF32>(at, first, steps, out);
       break;
     case PanelType::kF16:
-      float_tiles<PanelType::kF16>(at, steps, out);
+      float_tiles<PanelType::kF16>(at, first, steps, out);
       break;
     case PanelType::kBF16:
-      return at;
+      return at + first * std::size_t{kStepBytes};
   }
   return out;
 }

@@ -44,19 +44,48 @@ KVD_INLINE void add_block(const __m256i (&acc)[T][2], const Int8Rows<T>& x, std:
   asm("" : "+m"(*reinterpret_cast<float(*)[T * 16]>(sums)));
 }
 
-// Of rows 8h..8h+7 of a kQ4 block; `bytes`: its 32 columns' values added up, four bytes a row.
-KVD_INLINE Scales q4_scales(const std::uint8_t* block, std::size_t h, __m256i bytes) {
-  const __m256 d = half8(block + 256 + h * 16);
-  return {d, half8(block + 288 + h * 16),
-          _mm256_mul_ps(d, _mm256_cvtepi32_ps(sum_unsigned(bytes)))};
+// d and m of rows 8h..8h+7 of a block of kQ4, or of kQ4K.
+KVD_INLINE Scales q4_scales(const std::uint8_t* block, std::size_t h) {
+  return {half8(block + 256 + h * 16), half8(block + 288 + h * 16), _mm256_setzero_ps()};
+}
+KVD_INLINE Scales q4k_scales(const std::uint8_t* panel, std::size_t b, std::size_t h) {
+  const std::uint8_t* halves = panel + q4k_super_at(b) + h * 16;
+  const std::uint8_t* packed = panel + q4k_scales_at(b);
+  const __m256i low =
+      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed + h * 8)));
+  // A byte of two rows' upper bits to the lanes of both.
+  std::int32_t four;
+  __builtin_memcpy(&four, packed + 16 + h * 4, sizeof four);
+  const __m256i pairs = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
+  const __m256i upper = _mm256_or_si256(pairs, _mm256_slli_epi64(pairs, 28));
+  const __m256i two = _mm256_set1_epi32(48);
+  const __m256i scale = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)),
+                                        _mm256_and_si256(_mm256_slli_epi32(upper, 4), two));
+  const __m256i minimum = _mm256_or_si256(_mm256_srli_epi32(low, 4),
+                                          _mm256_and_si256(_mm256_slli_epi32(upper, 2), two));
+  return {_mm256_mul_ps(half8(halves), _mm256_cvtepi32_ps(scale)),
+          _mm256_fnmadd_ps(half8(halves + 32), _mm256_cvtepi32_ps(minimum), _mm256_setzero_ps()),
+          _mm256_setzero_ps()};
+}
+// `bytes`: the block's 32 columns' values added up, four bytes a row.
+template <PanelType kType>
+KVD_INLINE Scales nibble_scales(const std::uint8_t* panel, std::size_t b, std::size_t h,
+                                __m256i bytes) {
+  Scales scales =
+      kType == PanelType::kQ4 ? q4_scales(panel + units_at(kType, b), h) : q4k_scales(panel, b, h);
+  scales.total = _mm256_mul_ps(scales.d, _mm256_cvtepi32_ps(sum_unsigned(bytes)));
+  return scales;
 }
 
 // From nibbles, for few tokens: the panel is read once from memory.
-template <int T, bool kOffsets>
-void tile_q4(const std::uint8_t* block, std::size_t blocks, const Int8Rows<T>& x, float* sums) {
+template <PanelType kType, int T, bool kOffsets>
+void tile_nibbles(const std::uint8_t* panel, std::size_t blocks, const Int8Rows<T>& x,
+                  float* sums) {
+  constexpr std::size_t kBytes = block_bytes(kType);
   const __m256i low = _mm256_set1_epi8(15);
-  for (std::size_t b = 0; b < blocks; ++b, block += kQ4BlockBytes) {
-    if constexpr (T == 1) read_ahead(block, kQ4BlockBytes);
+  for (std::size_t b = 0; b < blocks; ++b) {
+    if constexpr (T == 1) read_ahead(panel + b * kBytes, kBytes);
+    const std::uint8_t* block = panel + units_at(kType, b);
     __m256i acc[T][2];
     for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = _mm256_setzero_si256();
     __m256i bytes0 = _mm256_setzero_si256(), bytes1 = bytes0;  // at most 8 * 15
@@ -80,14 +109,17 @@ void tile_q4(const std::uint8_t* block, std::size_t blocks, const Int8Rows<T>& x
       bytes0 = _mm256_add_epi8(bytes0, _mm256_add_epi8(low0, high0));
       bytes1 = _mm256_add_epi8(bytes1, _mm256_add_epi8(low1, high1));
     }
-    const Scales w[2] = {q4_scales(block, 0, bytes0), q4_scales(block, 1, bytes1)};
+    const Scales w[2] = {nibble_scales<kType>(panel, b, 0, bytes0),
+                         nibble_scales<kType>(panel, b, 1, bytes1)};
     add_block<T, kOffsets>(acc, x, b, w, sums);
   }
 }
 
-void unpack_q4(const std::uint8_t* from, std::size_t blocks, std::uint8_t* to) {
+template <PanelType kType>
+void unpack(const std::uint8_t* panel, std::size_t blocks, std::uint8_t* to) {
   const __m256i low = _mm256_set1_epi8(15);
-  for (std::size_t b = 0; b < blocks; ++b, from += kQ4BlockBytes, to += kUnpackedBytes) {
+  for (std::size_t b = 0; b < blocks; ++b, to += kUnpackedBytes) {
+    const std::uint8_t* from = panel + units_at(kType, b);
     __m256i bytes[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     for (std::size_t i = 0; i < 8; ++i) {
       const __m256i w = load(from + i * 32);
@@ -101,7 +133,7 @@ void unpack_q4(const std::uint8_t* from, std::size_t blocks, std::uint8_t* to) {
     }
     auto* floats = reinterpret_cast<float*>(to + 512);
     for (std::size_t h = 0; h < 2; ++h) {
-      const Scales scales = q4_scales(from, h, bytes[h]);
+      const Scales scales = nibble_scales<kType>(panel, b, h, bytes[h]);
       _mm256_store_ps(floats + 8 * h, scales.d);
       _mm256_store_ps(floats + 16 + 8 * h, scales.m);
       _mm256_store_ps(floats + 32 + 8 * h, scales.total);
@@ -220,7 +252,7 @@ void tile_float(const std::uint8_t* panel, std::size_t columns, const float* con
   }
 }
 
-enum class Form { kQ4, kQ4Unpacked, kQ8, kF32, kF16, kBf16 };
+enum class Form { kQ4, kQ4K, kUnpacked, kQ8, kF32, kF16, kBf16 };
 
 struct Tile {
   Form form;
@@ -234,7 +266,10 @@ void run_quantized(const Tile& tile, std::uint32_t row, float* sums) {
   const std::size_t blocks = tile.columns / kBlock;
   const Int8Rows<T> rows(*tile.x, row, tile.columns);
   for (int i = 0; i < T * 16; i += 8) _mm256_store_ps(sums + i, _mm256_setzero_ps());
-  if (tile.form == Form::kQ4) return tile_q4<T, kOffsets>(tile.panel, blocks, rows, sums);
+  if (tile.form == Form::kQ4)
+    return tile_nibbles<PanelType::kQ4, T, kOffsets>(tile.panel, blocks, rows, sums);
+  if (tile.form == Form::kQ4K)
+    return tile_nibbles<PanelType::kQ4K, T, kOffsets>(tile.panel, blocks, rows, sums);
   if (tile.form == Form::kQ8) return tile_q8<T, kOffsets>(tile.panel, blocks, rows, sums);
   tile_unpacked<T, kOffsets>(tile.panel, blocks, rows, sums);
 }
@@ -275,7 +310,9 @@ KVD_INLINE void store_row(const float* sums, std::uint32_t valid, bool add, floa
 Form form_of(PanelType type, std::uint32_t rows) {
   switch (type) {
     case PanelType::kQ4:
-      return rows > kDirectRows ? Form::kQ4Unpacked : Form::kQ4;
+      return rows > kDirectRows ? Form::kUnpacked : Form::kQ4;
+    case PanelType::kQ4K:
+      return rows > kDirectRows ? Form::kUnpacked : Form::kQ4K;
     case PanelType::kQ8:
       return Form::kQ8;
     case PanelType::kF16:
@@ -302,9 +339,11 @@ void linear(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const 
   Tile tile{form_of(matrix.type, rows), nullptr, matrix.columns, &x};
   for (std::uint32_t panel = begin; panel < end; ++panel) {
     tile.panel = reinterpret_cast<const std::uint8_t*>(matrix.data + panel * matrix.panel_bytes);
-    if (tile.form == Form::kQ4Unpacked) {
+    if (tile.form == Form::kUnpacked) {
       auto* unpacked = reinterpret_cast<std::uint8_t*>(scratch);
-      unpack_q4(tile.panel, matrix.columns / kBlock, unpacked);
+      const bool q4 = matrix.type == PanelType::kQ4;
+      (q4 ? unpack<PanelType::kQ4> : unpack<PanelType::kQ4K>)(tile.panel, matrix.columns / kBlock,
+                                                              unpacked);
       tile.panel = unpacked;
     }
     const std::uint32_t left = matrix.rows - panel * kPanelRows;

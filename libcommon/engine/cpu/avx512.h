@@ -30,6 +30,31 @@ KVD_INLINE __mmask16 first_lanes(std::uint32_t count) {
   return static_cast<__mmask16>(count >= 16 ? 0xFFFFU : (1U << count) - 1);
 }
 
+KVD_INLINE __m512 half16(const std::uint8_t* at) {
+  return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(at)));
+}
+
+// w = d * q + m in the rows of block b of a panel of kQ4K.
+struct Q4KScales {
+  __m512 d, m;
+};
+KVD_INLINE Q4KScales q4k_scales(const std::uint8_t* panel, std::size_t b) {
+  const std::uint8_t *halves = panel + q4k_super_at(b), *packed = panel + q4k_scales_at(b);
+  const __m512i low =
+      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed)));
+  // A byte of two rows' upper bits to the lanes of both.
+  const __m512i pairs =
+      _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed + 16)));
+  const __m512i upper = _mm512_or_si512(pairs, _mm512_slli_epi64(pairs, 28));
+  const __m512i two = _mm512_set1_epi32(48);
+  const __m512i scale = _mm512_ternarylogic_epi32(_mm512_and_si512(low, _mm512_set1_epi32(15)),
+                                                  _mm512_slli_epi32(upper, 4), two, 0xF8);
+  const __m512i minimum = _mm512_ternarylogic_epi32(
+      _mm512_srli_epi32(low, 4), _mm512_slli_epi32(upper, 2), two, 0xF8);  // | (& two)
+  return {_mm512_mul_ps(half16(halves), _mm512_cvtepi32_ps(scale)),
+          _mm512_fnmadd_ps(half16(halves + 32), _mm512_cvtepi32_ps(minimum), _mm512_setzero_ps())};
+}
+
 // Cephes' expf, 2 ulp. Below -87 the result is about 1e-38, not 0.
 KVD_INLINE __m512 exp_ps(__m512 x) {
   x = _mm512_max_ps(_mm512_min_ps(x, _mm512_set1_ps(88.3762626647949F)),

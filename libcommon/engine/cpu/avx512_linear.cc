@@ -40,9 +40,6 @@ KVD_INLINE __m512 broadcast_float(const std::uint8_t* at) {
   __builtin_memcpy(&value, at, sizeof value);
   return _mm512_set1_ps(value);
 }
-KVD_INLINE __m512 half16(const std::uint8_t* at) {
-  return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(at)));
-}
 
 // sum + dot * d * (the scale at `scale`)
 KVD_INLINE __m512 add_scaled(__m512 sum, __m512i dot, __m512 d, const std::uint8_t* scale) {
@@ -77,9 +74,17 @@ struct UnsignedBlock {
   __m512i w[8];
   __m512 d, m, total;
 
-  KVD_MEMBER void set_scales(const std::uint8_t* at) {
-    d = half16(at);
-    m = half16(at + 32);
+  KVD_MEMBER void set_nibbles(const std::uint8_t* units) {
+    const __m512i low = _mm512_set1_epi8(15);
+    for (std::size_t i = 0; i < 4; ++i) {
+      const __m512i unit = load(units + i * 64);
+      w[2 * i] = _mm512_and_si512(unit, low);
+      w[2 * i + 1] = _mm512_and_si512(_mm512_srli_epi16(unit, 4), low);
+    }
+  }
+  KVD_MEMBER void set_scales(__m512 scale, __m512 minimum) {
+    d = scale;
+    m = minimum;
     if constexpr (!kOffsets) return;
     __m512i bytes = w[0];  // eight of them: at most 248
     for (std::size_t i = 1; i < 8; ++i) bytes = _mm512_add_epi8(bytes, w[i]);
@@ -101,26 +106,32 @@ struct UnsignedBlock {
 
 template <bool kOffsets>
 struct Q4Block : UnsignedBlock<kOffsets> {
-  using UnsignedBlock<kOffsets>::w;
-  static constexpr std::size_t kBytes = kQ4BlockBytes;
-  KVD_MEMBER explicit Q4Block(const std::uint8_t* block) {
-    const __m512i low = _mm512_set1_epi8(15);
-    for (std::size_t i = 0; i < 4; ++i) {
-      const __m512i unit = load(block + i * 64);
-      w[2 * i] = _mm512_and_si512(unit, low);
-      w[2 * i + 1] = _mm512_and_si512(_mm512_srli_epi16(unit, 4), low);
-    }
-    this->set_scales(block + 256);
+  static constexpr PanelType kType = PanelType::kQ4;
+  KVD_MEMBER Q4Block(const std::uint8_t* panel, std::size_t b) {
+    const std::uint8_t* block = panel + units_at(kType, b);
+    this->set_nibbles(block);
+    this->set_scales(half16(block + 256), half16(block + 288));
+  }
+};
+
+template <bool kOffsets>
+struct Q4KBlock : UnsignedBlock<kOffsets> {
+  static constexpr PanelType kType = PanelType::kQ4K;
+  KVD_MEMBER Q4KBlock(const std::uint8_t* panel, std::size_t b) {
+    this->set_nibbles(panel + units_at(kType, b));
+    const Q4KScales scales = q4k_scales(panel, b);
+    this->set_scales(scales.d, scales.m);
   }
 };
 
 template <bool kOffsets>
 struct Q5Block : UnsignedBlock<kOffsets> {
   using UnsignedBlock<kOffsets>::w;
-  static constexpr std::size_t kBytes = kWideBlockBytes;
-  KVD_MEMBER explicit Q5Block(const std::uint8_t* block) {
+  static constexpr PanelType kType = PanelType::kQ5;
+  KVD_MEMBER Q5Block(const std::uint8_t* panel, std::size_t b) {
+    const std::uint8_t* block = panel + units_at(kType, b);
     for (std::size_t i = 0; i < 8; ++i) w[i] = load(block + i * 64);
-    this->set_scales(block + 512);
+    this->set_scales(half16(block + 512), half16(block + 544));
   }
 };
 
@@ -137,11 +148,13 @@ KVD_INLINE __m512i load_signed(const std::uint8_t* block, std::size_t half, __m5
 
 template <bool kOffsets>
 struct Q8Block {
-  static constexpr std::size_t kBytes = kQ8BlockBytes, kDots = 1;
+  static constexpr PanelType kType = PanelType::kQ8;
+  static constexpr std::size_t kDots = 1;
   __m512i w[8];
   __m512 d, total;
 
-  KVD_MEMBER explicit Q8Block(const std::uint8_t* block) {
+  KVD_MEMBER Q8Block(const std::uint8_t* panel, std::size_t b) {
+    const std::uint8_t* block = panel + units_at(kType, b);
     const __m512i first = load_signed(block, 0, w), second = load_signed(block, 1, w);
     d = half16(block + 512);
     total = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_add_epi32(first, second)));
@@ -160,11 +173,13 @@ struct Q8Block {
 // Each half of its columns has scales of its own.
 template <bool kOffsets>
 struct Q6Block {
-  static constexpr std::size_t kBytes = kWideBlockBytes, kDots = 2;
+  static constexpr PanelType kType = PanelType::kQ6;
+  static constexpr std::size_t kDots = 2;
   __m512i w[8];
   __m512 d[2], total;
 
-  KVD_MEMBER explicit Q6Block(const std::uint8_t* block) {
+  KVD_MEMBER Q6Block(const std::uint8_t* panel, std::size_t b) {
+    const std::uint8_t* block = panel + units_at(kType, b);
     total = _mm512_setzero_ps();
     for (std::size_t half = 0; half < 2; ++half) {
       d[half] = half16(block + 512 + 32 * half);
@@ -223,10 +238,10 @@ void tile_quantized(const Tile& tile, __m512* out) {
     sums[t] = _mm512_setzero_ps();
   }
   BlockPlaces at(tile.columns);
-  const std::uint8_t* panel = tile.panel;
-  for (std::size_t b = 0; b < blocks; ++b, panel += Block::kBytes) {
-    if constexpr (T <= kFewTokens) read_ahead(panel, Block::kBytes);
-    const Block block(panel);
+  constexpr std::size_t kBytes = block_bytes(Block::kType);
+  for (std::size_t b = 0; b < blocks; ++b) {
+    if constexpr (T <= kFewTokens) read_ahead(tile.panel + b * kBytes, kBytes);
+    const Block block(tile.panel, b);
     constexpr std::size_t kWhole = T / kAtOnce * kAtOnce;
 #pragma GCC unroll 16
     for (std::size_t t = 0; t < kWhole; t += kAtOnce) {
@@ -306,6 +321,7 @@ constexpr TileFunctions float_tiles(std::index_sequence<T...>) {
 constexpr std::make_index_sequence<kTile> kWidths;
 constexpr std::make_index_sequence<kFloatTile> kFloatWidths;
 constexpr QuantizedTiles kQ4 = quantized_tiles<Q4Block>(kWidths);
+constexpr QuantizedTiles kQ4K = quantized_tiles<Q4KBlock>(kWidths);
 constexpr QuantizedTiles kQ5 = quantized_tiles<Q5Block>(kWidths);
 constexpr QuantizedTiles kQ6 = quantized_tiles<Q6Block>(kWidths);
 constexpr QuantizedTiles kQ8 = quantized_tiles<Q8Block>(kWidths);
@@ -317,6 +333,8 @@ const TileFunctions& tiles_of(PanelType type, bool offsets) {
   switch (type) {
     case PanelType::kQ4:
       return offsets ? kQ4.offsets : kQ4.plain;
+    case PanelType::kQ4K:
+      return offsets ? kQ4K.offsets : kQ4K.plain;
     case PanelType::kQ5:
       return offsets ? kQ5.offsets : kQ5.plain;
     case PanelType::kQ6:

@@ -79,23 +79,41 @@ void pack_wide(const Tensor& tensor, PanelType type, std::uint64_t row, std::uin
   const ReadWideBlock read = wide_block_reader(tensor.type);
   const std::uint64_t blocks = tensor.columns() / kBlock;
   const std::byte* from = tensor.data + row * (tensor.bytes / tensor.rows());
-  const bool q4 = type == PanelType::kQ4;
   for (std::uint64_t b = 0; b < blocks; ++b, panel += block_bytes(type)) {
     WideBlock block;
     read(from, b, &block);
-    std::byte* scales = panel + (q4 ? 256 : 512);
-    put_half(scales + 2 * r, block.d[0]);
+    put_half(panel + 512 + 2 * r, block.d[0]);
     if (type != PanelType::kQ8) {
-      put_half(scales + 32 + 2 * r, type == PanelType::kQ6 ? block.d[1] : block.m);
+      put_half(panel + 544 + 2 * r, type == PanelType::kQ6 ? block.d[1] : block.m);
     }
     for (std::uint32_t unit = 0; unit < 8; ++unit) {
-      if (!q4) {
-        std::memcpy(panel + unit * 64 + r * 4, block.q + unit * 4, 4);
-        continue;
-      }
-      for (std::uint32_t j = 0; j < 4 && unit < 4; ++j) {
-        const int low = block.q[8 * unit + j], high = block.q[8 * unit + 4 + j];
-        panel[unit * 64 + r * 4 + j] = static_cast<std::byte>(low | high << 4);
+      std::memcpy(panel + unit * 64 + r * 4, block.q + unit * 4, 4);
+    }
+  }
+}
+
+// Rows come in order: two share a byte of scales, which the first of them begins.
+void pack_q4_k(const Tensor& tensor, std::uint64_t row, std::uint32_t r, std::byte* panel) {
+  const std::uint64_t blocks = tensor.columns() / kBlock;
+  const std::byte* from = tensor.data + row * (tensor.bytes / tensor.rows());
+  for (std::uint64_t b = 0; b < blocks; ++b) {
+    if (b % kQ4KBlocks == 0) {
+      std::byte* super = panel + q4k_super_at(b);
+      const std::byte* halves = from + b / kQ4KBlocks * 144;
+      std::memcpy(super + 2 * r, halves, 2);
+      std::memcpy(super + 32 + 2 * r, halves + 2, 2);
+    }
+    const Q4KBlock block = read_q4_k(from, b);
+    std::byte* scales = panel + q4k_scales_at(b);
+    scales[r] = static_cast<std::byte>((block.scale & 15U) | (block.minimum & 15U) << 4);
+    const auto upper = static_cast<std::byte>(block.scale >> 4 | block.minimum >> 4 << 2);
+    std::byte& pair = scales[16 + r / 2];
+    pair = r % 2 == 0 ? upper : pair | upper << 4;
+    std::byte* units = panel + units_at(PanelType::kQ4K, b);
+    for (std::uint32_t unit = 0; unit < 4; ++unit) {
+      for (std::uint32_t j = 0; j < 4; ++j) {
+        const unsigned low = block.q[8 * unit + j], high = block.q[8 * unit + 4 + j];
+        units[unit * 64 + r * 4 + j] = static_cast<std::byte>(low | high << 4);
       }
     }
   }
@@ -123,8 +141,9 @@ Result<PanelType> panel_type(const Tensor& tensor) {
       return PanelType::kBF16;
     case TensorType::kQ4_0:
     case TensorType::kQ4_1:
-    case TensorType::kQ4_K:
       return PanelType::kQ4;
+    case TensorType::kQ4_K:
+      return PanelType::kQ4K;
     case TensorType::kQ5_0:
     case TensorType::kQ8_0:
       return PanelType::kQ8;
@@ -143,7 +162,9 @@ Result<Matrix> plan_matrix(const Tensor& tensor) {
   Result<PanelType> type = panel_type(tensor);
   if (!type.ok()) return type.status();
   const std::uint64_t columns = tensor.columns(), rows = tensor.rows();
-  const std::uint32_t unit = is_quantized(*type) ? kBlock : 8;
+  const std::uint32_t unit = *type == PanelType::kQ4K ? kQ4KBlocks * kBlock
+                             : is_quantized(*type)    ? kBlock
+                                                      : 8;
   if (tensor.dims.size() > 2 || columns == 0 || rows == 0 || columns > kMaxDimension ||
       rows > kMaxDimension || columns % unit != 0) {
     return invalid_argument(describe(tensor) + " with " + std::to_string(columns) + " x " +
@@ -170,6 +191,8 @@ void pack_panel(const Tensor& tensor, const Matrix& matrix, std::uint32_t panel,
       pack_wide(tensor, matrix.type, first + r, r, out);
     } else if (matrix.type == PanelType::kQ4) {
       pack_q4(tensor, first + r, r, out);
+    } else if (matrix.type == PanelType::kQ4K) {
+      pack_q4_k(tensor, first + r, r, out);
     } else if (matrix.type == PanelType::kQ8) {
       pack_q8(tensor, first + r, r, out);
     } else {

@@ -13,15 +13,32 @@ std::uint16_t read_u16(const std::byte* at) {
   return value;
 }
 
+// w = d * q + m in row r of a block of kQ4 or kQ4K.
+struct Scales {
+  float d, m;
+};
+Scales q4_scales(PanelType type, const std::byte* panel, std::size_t b, std::uint32_t r) {
+  if (type == PanelType::kQ4) {
+    const std::byte* at = panel + units_at(type, b) + 256 + std::size_t{2} * r;
+    return {half_to_float(read_u16(at)), half_to_float(read_u16(at + 32))};
+  }
+  const std::byte* halves = panel + q4k_super_at(b) + std::size_t{2} * r;
+  const std::byte* packed = panel + q4k_scales_at(b);
+  const auto low = static_cast<unsigned>(packed[r]);
+  const unsigned upper = static_cast<unsigned>(packed[16 + r / 2]) >> (r % 2 * 4);
+  const unsigned scale = (low & 15U) | (upper & 3U) << 4, minimum = low >> 4 | (upper & 12U) << 2;
+  return {half_to_float(read_u16(halves)) * static_cast<float>(scale),
+          -(half_to_float(read_u16(halves + 32)) * static_cast<float>(minimum))};
+}
+
 // Row r of one block to out[column * stride].
-void dequantize_q4(const std::byte* block, std::uint32_t r, float* out, std::size_t stride) {
-  const float d = half_to_float(read_u16(block + 256 + 2 * r));
-  const float m = half_to_float(read_u16(block + 288 + 2 * r));
+void dequantize_q4(const std::byte* block, const Scales& scales, std::uint32_t r, float* out,
+                   std::size_t stride) {
   for (std::uint32_t unit = 0; unit < 4; ++unit) {
     for (std::uint32_t j = 0; j < 4; ++j) {
       const auto byte = static_cast<unsigned>(block[unit * 64 + r * 4 + j]);
-      out[(8 * unit + j) * stride] = d * static_cast<float>(byte & 15U) + m;
-      out[(8 * unit + 4 + j) * stride] = d * static_cast<float>(byte >> 4) + m;
+      out[(8 * unit + j) * stride] = scales.d * static_cast<float>(byte & 15U) + scales.m;
+      out[(8 * unit + 4 + j) * stride] = scales.d * static_cast<float>(byte >> 4) + scales.m;
     }
   }
 }
@@ -55,12 +72,13 @@ void dequantize_wide(PanelType type, const std::byte* block, std::uint32_t r, fl
 }
 
 // All 16 rows of one block to out[column][16]: the same numbers, row-wise so that it vectorizes.
-void dequantize_q4_block(const std::byte* block, float* out) {
+void dequantize_q4_block(PanelType type, const std::byte* panel, std::size_t b, float* out) {
   float d[kPanelRows], m[kPanelRows];
   for (std::uint32_t r = 0; r < kPanelRows; ++r) {
-    d[r] = half_to_float(read_u16(block + 256 + 2 * r));
-    m[r] = half_to_float(read_u16(block + 288 + 2 * r));
+    const Scales scales = q4_scales(type, panel, b, r);
+    d[r] = scales.d, m[r] = scales.m;
   }
+  const std::byte* block = panel + units_at(type, b);
   for (std::uint32_t unit = 0; unit < 4; ++unit) {
     for (std::uint32_t j = 0; j < 4; ++j) {
       float* low = out + (8 * unit + j) * kPanelRows;
@@ -117,19 +135,22 @@ float float_element(const Matrix& matrix, const std::byte* panel, std::uint32_t 
 
 void dequantize(const Matrix& matrix, std::uint32_t panel, std::uint32_t r, float* out,
                 std::size_t stride) {
+  const PanelType type = matrix.type;
   const std::byte* at = matrix.data + panel * matrix.panel_bytes;
-  if (!is_quantized(matrix.type)) {
+  if (!is_quantized(type)) {
     for (std::uint32_t k = 0; k < matrix.columns; ++k) {
       out[k * stride] = float_element(matrix, at, r, k);
     }
     return;
   }
-  for (std::uint32_t k = 0; k < matrix.columns; k += kBlock, at += block_bytes(matrix.type)) {
-    if (is_wide(matrix.type)) {
-      dequantize_wide(matrix.type, at, r, out + k * stride, stride);
+  for (std::size_t b = 0; b < matrix.columns / kBlock; ++b, out += kBlock * stride) {
+    const std::byte* block = at + units_at(type, b);
+    if (is_wide(type)) {
+      dequantize_wide(type, block, r, out, stride);
+    } else if (type == PanelType::kQ8) {
+      dequantize_q8(block, r, out, stride);
     } else {
-      const bool q4 = matrix.type == PanelType::kQ4;
-      (q4 ? dequantize_q4 : dequantize_q8)(at, r, out + k * stride, stride);
+      dequantize_q4(block, q4_scales(type, at, b, r), r, out, stride);
     }
   }
 }
@@ -137,20 +158,21 @@ void dequantize(const Matrix& matrix, std::uint32_t panel, std::uint32_t r, floa
 }  // namespace
 
 void dequantize_panel(const Matrix& matrix, std::uint32_t panel, float* out) {
-  if (!is_quantized(matrix.type)) {
+  const PanelType type = matrix.type;
+  if (!is_quantized(type)) {
     for (std::uint32_t r = 0; r < kPanelRows; ++r)
       dequantize(matrix, panel, r, out + r, kPanelRows);
     return;
   }
-  const std::byte* block = matrix.data + panel * matrix.panel_bytes;
-  for (std::uint32_t k = 0; k < matrix.columns; k += kBlock, out += kBlock * kPanelRows) {
-    if (is_wide(matrix.type)) {
-      dequantize_wide_block(matrix.type, block, out);
+  const std::byte* at = matrix.data + panel * matrix.panel_bytes;
+  for (std::size_t b = 0; b < matrix.columns / kBlock; ++b, out += kBlock * kPanelRows) {
+    if (is_wide(type)) {
+      dequantize_wide_block(type, at + units_at(type, b), out);
+    } else if (type == PanelType::kQ8) {
+      dequantize_q8_block(at + units_at(type, b), out);
     } else {
-      const bool q4 = matrix.type == PanelType::kQ4;
-      (q4 ? dequantize_q4_block : dequantize_q8_block)(block, out);
+      dequantize_q4_block(type, at, b, out);
     }
-    block += block_bytes(matrix.type);
   }
 }
 

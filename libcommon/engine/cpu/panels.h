@@ -6,11 +6,18 @@
 //   each row
 //     in the low nibbles and 8i+4..8i+7 in the high ones; then 16 f16 d, 16 f16 m; w = d * q + m.
 //     Q4_0's w = d * (q - 8) is stored with m = -8 d, which f16 holds exactly.
+//   kQ4K (Q4_K), super-blocks of eight blocks, 2304 bytes, the file's 4.5 bits a weight: 16 f16 d,
+//     16 f16 dmin; 24 bytes of scales for each block; 256 bytes of units, as kQ4's, for each block.
+//     Of the 6-bit scale and minimum of row r, byte r of the scales has the low four bits, in its
+//     low and its high nibble; byte 16 + r / 2 has the upper two bits, the scale's below the
+//     minimum's, in its low nibble for even r and in its high one for odd. w = (d * scale) * q -
+//     (dmin * minimum) in f32, which holds the products exactly: only the difference is rounded, so
+//     that the weights are the same on every path.
 //   kQ8 (Q8_0, Q5_0), 544 bytes: 8 units of 16 rows x 4 bytes, signed; then 16 f16 d; w = d * q.
 //   kQ5 (Q5_1, Q5_K), 576 bytes: 8 units of bytes 0 to 31; then 16 f16 d, 16 f16 m; w = d * q + m.
 //   kQ6 (Q6_K), 576 bytes: 8 units of bytes -32 to 31; then 16 f16 d of the first 16 columns and 16
 //     of the others; w = d * q.
-//   Q4_K goes to kQ4. The scales of K-quants are products, rounded here to f16.
+//   The scales of Q5_K and Q6_K are products, rounded here to f16.
 // A panel of a float matrix:
 //   kF32, kF16: [column][16 rows]
 //   kBF16: [column / 2][16 rows][2], the operand order of bf16 dot products
@@ -25,13 +32,15 @@
 
 namespace kvd::engine::cpu {
 
-enum class PanelType : std::uint8_t { kQ4, kQ8, kF32, kF16, kBF16, kQ5, kQ6 };
+enum class PanelType : std::uint8_t { kQ4, kQ8, kF32, kF16, kBF16, kQ5, kQ6, kQ4K };
 
 constexpr std::uint32_t kPanelRows = 16;
 constexpr std::uint32_t kBlock = 32;  // columns a quantized block
 constexpr std::uint32_t kQ4BlockBytes = 320;
 constexpr std::uint32_t kQ8BlockBytes = 544;
 constexpr std::uint32_t kWideBlockBytes = 576;  // kQ5, kQ6
+constexpr std::uint32_t kQ4KBytes = 2304;       // of a super-block
+constexpr std::uint32_t kQ4KBlocks = 8;         // in it
 
 struct Matrix {
   PanelType type = PanelType::kF32;
@@ -46,13 +55,25 @@ static constexpr bool is_wide(PanelType type) {
   return type == PanelType::kQ5 || type == PanelType::kQ6;
 }
 static constexpr bool is_quantized(PanelType type) {
-  return type == PanelType::kQ4 || type == PanelType::kQ8 || is_wide(type);
+  return type == PanelType::kQ4 || type == PanelType::kQ4K || type == PanelType::kQ8 ||
+         is_wide(type);
 }
-// Bytes of 32 columns in a panel of a quantized type.
+// Bytes of 32 columns in a panel of a quantized type; of kQ4K in the mean.
 static constexpr std::uint32_t block_bytes(PanelType type) {
-  return type == PanelType::kQ4   ? kQ4BlockBytes
-         : type == PanelType::kQ8 ? kQ8BlockBytes
-                                  : kWideBlockBytes;
+  return type == PanelType::kQ4    ? kQ4BlockBytes
+         : type == PanelType::kQ4K ? kQ4KBytes / kQ4KBlocks
+         : type == PanelType::kQ8  ? kQ8BlockBytes
+                                   : kWideBlockBytes;
+}
+// Where in a panel of kQ4K the super-block of block b is, and the block's scales.
+static constexpr std::size_t q4k_super_at(std::size_t b) { return b / kQ4KBlocks * kQ4KBytes; }
+static constexpr std::size_t q4k_scales_at(std::size_t b) {
+  return q4k_super_at(b) + 64 + b % kQ4KBlocks * 24;
+}
+// Where in a panel of a quantized type the units of block b are.
+static constexpr std::size_t units_at(PanelType type, std::size_t b) {
+  return type == PanelType::kQ4K ? q4k_super_at(b) + 256 + b % kQ4KBlocks * 256
+                                 : b * block_bytes(type);
 }
 
 // With one token or a few, a panel is used once, as fast as memory gives it. Processors read ahead

@@ -49,18 +49,14 @@ void read_q5_1(const std::byte* row, std::uint64_t block, WideBlock* out) {
 
 // Scale and minimum of a group: 6 bits each, of groups 0-3 in the low bits of bytes 0-3 and 4-7; of
 // groups 4-7 the low four bits in bytes 8-11, the upper two in the top bits of bytes 0-7.
-void read_scales(const std::byte* block, std::uint64_t group, WideBlock* out) {
-  const std::byte* packed = block + 4;
+struct GroupScales {
   unsigned scale, minimum;
-  if (group < 4) {
-    scale = byte(packed, group) & 63U;
-    minimum = byte(packed, group + 4) & 63U;
-  } else {
-    scale = (byte(packed, group + 4) & 15U) | (byte(packed, group - 4) >> 6 << 4);
-    minimum = (byte(packed, group + 4) >> 4) | (byte(packed, group) >> 6 << 4);
-  }
-  out->d[0] = out->d[1] = read_half(block) * static_cast<float>(scale);
-  out->m = -read_half(block + 2) * static_cast<float>(minimum);
+};
+GroupScales read_scales(const std::byte* block, std::uint64_t group) {
+  const std::byte* packed = block + 4;
+  if (group < 4) return {byte(packed, group) & 63U, byte(packed, group + 4) & 63U};
+  return {(byte(packed, group + 4) & 15U) | (byte(packed, group - 4) >> 6 << 4),
+          (byte(packed, group + 4) >> 4) | (byte(packed, group) >> 6 << 4)};
 }
 
 // Groups 2j and 2j + 1 are the low and the high nibbles of the j-th 32 bytes.
@@ -68,20 +64,13 @@ unsigned group_nibble(const std::byte* nibbles, std::uint64_t group, unsigned i)
   return byte(nibbles + group / 2 * 32, i) >> (group % 2 * 4) & 15U;
 }
 
-void read_q4_k(const std::byte* row, std::uint64_t block, WideBlock* out) {
-  const std::byte* at = row + block / kGroups * 144;
-  const std::uint64_t group = block % kGroups;
-  read_scales(at, group, out);
-  for (unsigned i = 0; i < 32; ++i) {
-    out->q[i] = static_cast<std::int8_t>(group_nibble(at + 16, group, i));
-  }
-}
-
 // Bit `group` of byte i before the nibbles is the fifth bit of the group's column i.
 void read_q5_k(const std::byte* row, std::uint64_t block, WideBlock* out) {
   const std::byte* at = row + block / kGroups * 176;
   const std::uint64_t group = block % kGroups;
-  read_scales(at, group, out);
+  const GroupScales scales = read_scales(at, group);
+  out->d[0] = out->d[1] = read_half(at) * static_cast<float>(scales.scale);
+  out->m = -read_half(at + 2) * static_cast<float>(scales.minimum);
   for (unsigned i = 0; i < 32; ++i) {
     const unsigned fifth = byte(at + 16, i) >> group & 1U;
     out->q[i] = static_cast<std::int8_t>(group_nibble(at + 48, group, i) | fifth << 4);
@@ -116,8 +105,6 @@ ReadWideBlock wide_block_reader(TensorType type) {
       return read_q5_0;
     case TensorType::kQ5_1:
       return read_q5_1;
-    case TensorType::kQ4_K:
-      return read_q4_k;
     case TensorType::kQ5_K:
       return read_q5_k;
     case TensorType::kQ6_K:
@@ -126,6 +113,17 @@ ReadWideBlock wide_block_reader(TensorType type) {
       break;
   }
   return nullptr;
+}
+
+Q4KBlock read_q4_k(const std::byte* row, std::uint64_t block) {
+  const std::byte* at = row + block / kGroups * 144;
+  const std::uint64_t group = block % kGroups;
+  const GroupScales scales = read_scales(at, group);
+  Q4KBlock out = {{}, scales.scale, scales.minimum};
+  for (unsigned i = 0; i < 32; ++i) {
+    out.q[i] = static_cast<std::uint8_t>(group_nibble(at + 16, group, i));
+  }
+  return out;
 }
 
 }  // namespace kvd::engine::cpu

@@ -1,4 +1,5 @@
-// Blocks of the GGUF formats beyond Q4_0, Q4_1 and Q8_0, 32 columns at a time.
+// Blocks of the GGUF formats beyond Q4_0, Q4_1 and Q8_0, 32 columns at a time; of Q4_K as the file
+// has them.
 //
 // Formats: ggml's block_q5_0, block_q5_1, block_q4_K, block_q5_K and block_q6_K (ggml-common.h) and
 // their dequantize_row functions (ggml-quants.c).
@@ -20,7 +21,14 @@ struct WideBlock {
 
 // Reads columns [32 block, 32 block + 32) of the row that starts at `row`.
 using ReadWideBlock = void (*)(const std::byte* row, std::uint64_t block, WideBlock* out);
-// Null for the other types.
+// Null for the other types, Q4_K among them.
 ReadWideBlock wide_block_reader(TensorType type);
+
+// 32 columns of a row of Q4_K: w[i] = d * scale * q[i] - dmin * minimum.
+struct Q4KBlock {
+  std::uint8_t q[32];
+  unsigned scale, minimum;  // 6 bits
+};
+Q4KBlock read_q4_k(const std::byte* row, std::uint64_t block);
 
 }  // namespace kvd::engine::cpu
