@@ -27,10 +27,12 @@ std::atomic<std::uint64_t> sink{0};
 
 using Lanes = std::uint64_t __attribute__((vector_size(16)));
 
-// Two lines a round: far faster than any memory, also without wider registers.
+// Two lines a round, unrolled so that the sums stay in registers: far faster than any memory, also
+// without wider ones.
 void read_all(const std::byte* from, std::size_t bytes) {
   Lanes sums[8] = {};
   for (std::size_t at = 0; at + 2 * kLine <= bytes; at += 2 * kLine) {
+#pragma GCC unroll 8
     for (std::size_t i = 0; i < 8; ++i) {
       Lanes value;
       std::memcpy(&value, from + at + i * sizeof value, sizeof value);

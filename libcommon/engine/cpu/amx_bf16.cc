@@ -80,22 +80,23 @@ KVD_INLINE Scales scales_of(const std::byte* panel, std::size_t b, int half) {
   if constexpr (kType == PanelType::kQ4K) {
     const auto of = avx512::q4k_scales(reinterpret_cast<const std::uint8_t*>(panel), b);
     return {twice(of.d), twice(of.m)};
+  } else {
+    constexpr ByteForm kForm = byte_form(kType);
+    const std::byte* at = panel + units_at(kType, b) + (kType == PanelType::kQ4 ? 256 : 512);
+    const __m512i halves = kType == PanelType::kQ8
+                               ? _mm512_castsi256_si512(_mm256_load_si256(
+                                     reinterpret_cast<const __m256i*>(at)))  // d is all there is
+                               : load(at);
+    const Pairs d = twice(halves, kType == PanelType::kQ6 ? 16 * half : 0);
+    Pairs m = {{_mm512_setzero_ps(), _mm512_setzero_ps()}};
+    if (kType == PanelType::kQ4 || kType == PanelType::kQ5) m = twice(halves, 16);
+    Scales scales;
+    for (int h = 0; h < 2; ++h) {
+      scales.d.w[h] = _mm512_mul_ps(d.w[h], _mm512_set1_ps(kForm.scale));
+      scales.m.w[h] = _mm512_fnmadd_ps(d.w[h], _mm512_set1_ps(kForm.scale + kForm.bias), m.w[h]);
+    }
+    return scales;
   }
-  constexpr ByteForm kForm = byte_form(kType);
-  const std::byte* at = panel + units_at(kType, b) + (kType == PanelType::kQ4 ? 256 : 512);
-  const __m512i halves = kType == PanelType::kQ8
-                             ? _mm512_castsi256_si512(_mm256_load_si256(
-                                   reinterpret_cast<const __m256i*>(at)))  // d is all there is
-                             : load(at);
-  const Pairs d = twice(halves, kType == PanelType::kQ6 ? 16 * half : 0);
-  Pairs m = {{_mm512_setzero_ps(), _mm512_setzero_ps()}};
-  if (kType == PanelType::kQ4 || kType == PanelType::kQ5) m = twice(halves, 16);
-  Scales scales;
-  for (int h = 0; h < 2; ++h) {
-    scales.d.w[h] = _mm512_mul_ps(d.w[h], _mm512_set1_ps(kForm.scale));
-    scales.m.w[h] = _mm512_fnmadd_ps(d.w[h], _mm512_set1_ps(kForm.scale + kForm.bias), m.w[h]);
-  }
-  return scales;
 }
 
 // Four columns of a block: 16 rows x 4 bytes, of which kQ4 and kQ4K use a nibble each.
@@ -114,10 +115,12 @@ KVD_INLINE __m512 numbers_of(__m512i bytes) {
   if constexpr (kType == PanelType::kQ4K) {
     return _mm512_permutexvar_ps(
         bytes, _mm512_set_ps(15, 14, 13, 12, 11, 10, 9, 8, 7, 6, 5, 4, 3, 2, 1, 0));
+  } else {
+    constexpr ByteForm kForm = byte_form(kType);
+    const __m512i mask = _mm512_set1_epi32(kForm.mask), base = _mm512_set1_epi32(kForm.base);
+    return _mm512_castsi512_ps(
+        _mm512_ternarylogic_epi32(bytes, mask, base, 0x6A));  // & mask ^ base
   }
-  constexpr ByteForm kForm = byte_form(kType);
-  const __m512i mask = _mm512_set1_epi32(kForm.mask), base = _mm512_set1_epi32(kForm.base);
-  return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(bytes, mask, base, 0x6A));  // & mask ^ base
 }
 
 // Block b of a panel to one tile.

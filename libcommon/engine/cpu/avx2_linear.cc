@@ -6,7 +6,7 @@
 // sign(x, w) is at most 128 * 127 * 2 = 32,512, widened each time.
 //
 // A tile's arithmetic for a token does not depend on the tile's width, nor on whether the panel was
-// unpacked first: integer sums are exact, and per block there are the same two fused additions.
+// unpacked first: integer sums are exact, and each block has the same fused additions in one order.
 #include "engine/cpu/avx2.h"
 
 namespace kvd::engine::cpu::avx2 {
@@ -58,11 +58,11 @@ KVD_INLINE Scales q4k_scales(const std::uint8_t* panel, std::size_t b, std::size
   __builtin_memcpy(&four, packed + 16 + h * 4, sizeof four);
   const __m256i pairs = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
   const __m256i upper = _mm256_or_si256(pairs, _mm256_slli_epi64(pairs, 28));
-  const __m256i two = _mm256_set1_epi32(48);
+  const __m256i upper_bits = _mm256_set1_epi32(48);
   const __m256i scale = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)),
-                                        _mm256_and_si256(_mm256_slli_epi32(upper, 4), two));
-  const __m256i minimum = _mm256_or_si256(_mm256_srli_epi32(low, 4),
-                                          _mm256_and_si256(_mm256_slli_epi32(upper, 2), two));
+                                        _mm256_and_si256(_mm256_slli_epi32(upper, 4), upper_bits));
+  const __m256i minimum = _mm256_or_si256(
+      _mm256_srli_epi32(low, 4), _mm256_and_si256(_mm256_slli_epi32(upper, 2), upper_bits));
   return {_mm256_mul_ps(half8(halves), _mm256_cvtepi32_ps(scale)),
           _mm256_fnmadd_ps(half8(halves + 32), _mm256_cvtepi32_ps(minimum), _mm256_setzero_ps()),
           _mm256_setzero_ps()};
@@ -84,7 +84,7 @@ void tile_nibbles(const std::uint8_t* panel, std::size_t blocks, const Int8Rows<
   constexpr std::size_t kBytes = block_bytes(kType);
   const __m256i low = _mm256_set1_epi8(15);
   for (std::size_t b = 0; b < blocks; ++b) {
-    if constexpr (T == 1) read_ahead(panel + b * kBytes, kBytes);
+    if constexpr (T == 1) ask_for(panel + b * kBytes, kBytes);
     const std::uint8_t* block = panel + units_at(kType, b);
     __m256i acc[T][2];
     for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = _mm256_setzero_si256();
@@ -171,7 +171,7 @@ template <int T, bool kOffsets>
 void tile_q8(const std::uint8_t* block, std::size_t blocks, const Int8Rows<T>& x, float* sums) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (std::size_t b = 0; b < blocks; ++b, block += kQ8BlockBytes) {
-    if constexpr (T == 1) read_ahead(block, kQ8BlockBytes);
+    if constexpr (T == 1) ask_for(block, kQ8BlockBytes);
     for (std::size_t h = 0; h < 2; ++h) {
       __m256i acc[T];
       for (int t = 0; t < T; ++t) acc[t] = _mm256_setzero_si256();

@@ -46,11 +46,12 @@ KVD_INLINE Q4KScales q4k_scales(const std::uint8_t* panel, std::size_t b) {
   const __m512i pairs =
       _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed + 16)));
   const __m512i upper = _mm512_or_si512(pairs, _mm512_slli_epi64(pairs, 28));
-  const __m512i two = _mm512_set1_epi32(48);
+  const __m512i upper_bits = _mm512_set1_epi32(48);
   const __m512i scale = _mm512_ternarylogic_epi32(_mm512_and_si512(low, _mm512_set1_epi32(15)),
-                                                  _mm512_slli_epi32(upper, 4), two, 0xF8);
-  const __m512i minimum = _mm512_ternarylogic_epi32(
-      _mm512_srli_epi32(low, 4), _mm512_slli_epi32(upper, 2), two, 0xF8);  // | (& two)
+                                                  _mm512_slli_epi32(upper, 4), upper_bits, 0xF8);
+  const __m512i minimum =
+      _mm512_ternarylogic_epi32(_mm512_srli_epi32(low, 4), _mm512_slli_epi32(upper, 2), upper_bits,
+                                0xF8);  // | (& upper_bits)
   return {_mm512_mul_ps(half16(halves), _mm512_cvtepi32_ps(scale)),
           _mm512_fnmadd_ps(half16(halves + 32), _mm512_cvtepi32_ps(minimum), _mm512_setzero_ps())};
 }

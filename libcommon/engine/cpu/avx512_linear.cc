@@ -63,9 +63,10 @@ struct BlockPlaces {
   }
 };
 
-// A block of a panel: eight units of unsigned bytes, kDots integer sums of a token with as many
-// parts of them, where those sums start, and how they become floats, added to `sum`. `row` is the
-// token's row; `total` is what its offset is multiplied with, the sum of d * q of each weight row.
+// A block of a panel is eight units of unsigned bytes. Of each token it makes kDots integer sums,
+// the first of the first 8 / kDots units and so on: start() says where they start, add() makes
+// floats of them and adds these to `sum`. `row` is the token's row; `total` is what its offset is
+// multiplied with, the sum of d * q of each weight row.
 
 // w = d * q + m with q from 0 to 31.
 template <bool kOffsets>
@@ -240,7 +241,7 @@ void tile_quantized(const Tile& tile, __m512* out) {
   BlockPlaces at(tile.columns);
   constexpr std::size_t kBytes = block_bytes(Block::kType);
   for (std::size_t b = 0; b < blocks; ++b) {
-    if constexpr (T <= kFewTokens) read_ahead(tile.panel + b * kBytes, kBytes);
+    if constexpr (T <= kFewTokens) ask_for(tile.panel + b * kBytes, kBytes);
     const Block block(tile.panel, b);
     constexpr std::size_t kWhole = T / kAtOnce * kAtOnce;
 #pragma GCC unroll 16

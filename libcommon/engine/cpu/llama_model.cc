@@ -104,18 +104,21 @@ class LlamaModel final : public CpuModel {
  private:
   void reserve();
   void run(std::uint32_t thread, const std::function<void(std::uint32_t)>& on_layer);
-  // Phases. Each is called by all threads alike; `phase` counts them within a thread.
+  // Phases. Each is called by all threads alike.
   struct Worker {
     std::uint32_t thread;
-    std::uint32_t phase;
     std::byte* scratch;
     Rows* own;  // of this thread, for up to kFewRows
   };
   template <typename Work>
-  void share(Worker& worker, std::size_t items, std::size_t grain, const Work& work,
-             std::size_t dealt = 0);
-  template <typename Work>
-  void share_panels(Worker& worker, std::size_t items, const Work& work);
+  void share(const Worker& worker, std::size_t items, std::size_t grain, const Work& work) {
+    pool_->share(worker.thread, items, grain, work);
+  }
+  // Products' panels a thread takes at a time: an even number where it can, as AMX takes pairs.
+  std::size_t panels_at_once(std::size_t panels) const {
+    const std::size_t sixth = std::max<std::size_t>(1, panels / (std::size_t{pool_->size()} * 6));
+    return sixth > 1 ? sixth - sixth % 2 : 1;
+  }
   void embed(Worker& worker);
   Activations normalize(Worker& worker, const std::vector<float>& weight, bool offsets = false);
   void multiply(Worker& worker, const Activations& in, std::span<const Product> products,
@@ -146,10 +149,9 @@ class LlamaModel final : public CpuModel {
   StepPlan plan_;
   Buffer<float> residual_, angles_, query_, key_, value_, partials_, logits_, up_;
   Rows normed_, attended_, gate_, last_;
-  std::vector<std::atomic<std::uint32_t>> counters_;  // by phase
-  std::vector<Buffer<std::byte>> scratch_;            // by thread
-  std::vector<Rows> own_;                             // by thread
-  std::vector<double> frequencies_;                   // of each rotated pair, radians a token
+  std::vector<Buffer<std::byte>> scratch_;  // by thread
+  std::vector<Rows> own_;                   // by thread
+  std::vector<double> frequencies_;         // of each rotated pair, radians a token
 };
 
 LlamaModel::LlamaModel(const LlamaConfig& config, LlamaWeights weights, kv::KvLayout layout,
@@ -160,7 +162,6 @@ LlamaModel::LlamaModel(const LlamaConfig& config, LlamaWeights weights, kv::KvLa
       kernels_(kernels),
       attention_(attention_for(kernels, config, weights_)),
       pool_(std::move(pool)),
-      counters_(config.layers * std::size_t{16} + 16),
       scratch_(pool_->size()),
       own_(pool_->size()) {
   for (std::uint32_t i = 0; i < config_.rope_dim / 2; ++i) {
@@ -182,7 +183,6 @@ std::vector<Model::StepError> LlamaModel::forward(
     std::span<const float>* logits) {
   plan_.build(segments, layout_.page_size, config_.kv_heads, config_.group(), pool_->size());
   reserve();
-  for (std::atomic<std::uint32_t>& counter : counters_) counter.store(0, std::memory_order_relaxed);
   if (plan_.rows() != 0) pool_->run([&](std::uint32_t thread) { run(thread, on_layer); });
   *logits = {logits_.get(), plan_.wanted().size() * config_.vocab};
   return {};
@@ -209,7 +209,7 @@ void LlamaModel::reserve() {
 
 // The whole pass, as every thread runs it.
 void LlamaModel::run(std::uint32_t thread, const std::function<void(std::uint32_t)>& on_layer) {
-  Worker worker{thread, 0, scratch_[thread].get(), &own_[thread]};
+  Worker worker{thread, scratch_[thread].get(), &own_[thread]};
   const std::size_t rows = plan_.rows();
   embed(worker);
   for (std::uint32_t l = 0; l < config_.layers; ++l) {
@@ -228,30 +228,6 @@ void LlamaModel::run(std::uint32_t thread, const std::function<void(std::uint32_
              std::array<Product, 1>{{{&layer.down, residual_.get()}}}, rows, true);
   }
   project_head(worker);
-}
-
-// Gives items [dealt, items) to whichever thread is free, `grain` at a time, and waits for all.
-template <typename Work>
-void LlamaModel::share(Worker& worker, std::size_t items, std::size_t grain, const Work& work,
-                       std::size_t dealt) {
-  std::atomic<std::uint32_t>& next = counters_[worker.phase++];
-  const auto step = static_cast<std::uint32_t>(grain);
-  for (std::size_t i; (i = dealt + next.fetch_add(step, std::memory_order_relaxed)) < items;) {
-    work(i, std::min(i + grain, items));
-  }
-  pool_->barrier();
-}
-
-// Runs of panels. Of a few rows' product three quarters are dealt out beforehand: asking for them
-// would cost a cache line from another thread each time, and a long run is read ahead. What is left
-// makes up for a thread that was held up.
-template <typename Work>
-void LlamaModel::share_panels(Worker& worker, std::size_t items, const Work& work) {
-  std::size_t grain = std::max<std::size_t>(1, items / (std::size_t{pool_->size()} * 6));
-  if (!few() && grain > 1) grain -= grain % 2;  // AMX takes panels in pairs
-  const std::size_t own = few() ? items * 3 / 4 / pool_->size() : 0;
-  if (own != 0) work(worker.thread * own, (worker.thread + 1) * own);
-  share(worker, items, grain, work, own * pool_->size());
 }
 
 void LlamaModel::embed(Worker& worker) {
@@ -294,7 +270,7 @@ void LlamaModel::multiply(Worker& worker, const Activations& in, std::span<const
   const Kernels& kernels = kernels_for(rows);
   std::size_t panels = 0;
   for (const Product& product : products) panels += product.matrix->panels;
-  share_panels(worker, panels, [&](std::size_t begin, std::size_t end) {
+  share(worker, panels, panels_at_once(panels), [&](std::size_t begin, std::size_t end) {
     std::size_t base = 0;
     for (const Product& product : products) {
       const Matrix& matrix = *product.matrix;
@@ -419,7 +395,7 @@ void LlamaModel::multiply_gated(Worker& worker, const Activations& in, const Lla
   const Kernels& kernels = kernels_for(plan_.rows());
   const std::uint32_t ffn = config_.ffn, items = (ffn + kBlock - 1) / kBlock;
   const auto rows = static_cast<std::uint32_t>(plan_.rows());
-  share_panels(worker, items, [&](std::size_t first, std::size_t last) {
+  share(worker, items, panels_at_once(items), [&](std::size_t first, std::size_t last) {
     const auto begin = static_cast<std::uint32_t>(first), end = static_cast<std::uint32_t>(last);
     const std::uint32_t panels = std::min(end * kPanels, layer.gate.panels);
     kernels.linear(layer.gate, begin * kPanels, panels, in, rows, gate_.row(0), ffn, false,

@@ -1,7 +1,7 @@
 // Forward pass of the Llama family on the CPU, over paged bf16 KV (model.h).
 //
-// A step is one dispatch on the thread pool; every thread runs the same function and takes pieces
-// of work from shared counters, with a barrier between phases. K and V are rounded to bf16 when
+// A step is one dispatch on the thread pool; every thread runs the same function, and they
+// share the pieces of each phase (thread_pool.h). K and V are rounded to bf16 when
 // written, and attention always reads the pages, so prefill and decode see the same bits.
 //
 // Results are the same bits for a row whatever else is in the step, however its prompt was cut into

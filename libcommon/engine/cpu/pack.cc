@@ -27,20 +27,24 @@ std::uint16_t read_u16(const std::byte* at) {
   return value;
 }
 
-// In a GGUF block the low nibble of byte i is column i, the high one column i + 16.
-unsigned nibble(const std::byte* quants, std::uint32_t column) {
-  const auto byte = static_cast<unsigned>(quants[column % 16]);
-  return column < 16 ? byte & 15U : byte >> 4;
-}
-
-void pack_q4_row(const std::byte* quants, std::uint32_t r, std::byte* block) {
+// Row r of a block's units, of its 32 numbers.
+template <typename Number>
+void put_nibbles(const Number& number, std::uint32_t r, std::byte* units) {
   for (std::uint32_t unit = 0; unit < 4; ++unit) {
     for (std::uint32_t j = 0; j < 4; ++j) {
-      const unsigned low = nibble(quants, 8 * unit + j);
-      const unsigned high = nibble(quants, 8 * unit + 4 + j);
-      block[unit * 64 + r * 4 + j] = static_cast<std::byte>(low | (high << 4));
+      const unsigned low = number(8 * unit + j), high = number(8 * unit + 4 + j);
+      units[unit * 64 + r * 4 + j] = static_cast<std::byte>(low | high << 4);
     }
   }
+}
+
+// In a GGUF block the low nibble of byte i is column i, the high one column i + 16.
+void pack_q4_row(const std::byte* quants, std::uint32_t r, std::byte* block) {
+  const auto number = [quants](std::uint32_t column) {
+    const auto byte = static_cast<unsigned>(quants[column % 16]);
+    return column < 16 ? byte & 15U : byte >> 4;
+  };
+  put_nibbles(number, r, block);
 }
 
 void pack_q4(const Tensor& tensor, std::uint64_t row, std::uint32_t r, std::byte* panel) {
@@ -103,19 +107,14 @@ void pack_q4_k(const Tensor& tensor, std::uint64_t row, std::uint32_t r, std::by
       std::memcpy(super + 2 * r, halves, 2);
       std::memcpy(super + 32 + 2 * r, halves + 2, 2);
     }
-    const Q4KBlock block = read_q4_k(from, b);
+    const Q4KColumns block = read_q4_k(from, b);
     std::byte* scales = panel + q4k_scales_at(b);
     scales[r] = static_cast<std::byte>((block.scale & 15U) | (block.minimum & 15U) << 4);
     const auto upper = static_cast<std::byte>(block.scale >> 4 | block.minimum >> 4 << 2);
     std::byte& pair = scales[16 + r / 2];
     pair = r % 2 == 0 ? upper : pair | upper << 4;
-    std::byte* units = panel + units_at(PanelType::kQ4K, b);
-    for (std::uint32_t unit = 0; unit < 4; ++unit) {
-      for (std::uint32_t j = 0; j < 4; ++j) {
-        const unsigned low = block.q[8 * unit + j], high = block.q[8 * unit + 4 + j];
-        units[unit * 64 + r * 4 + j] = static_cast<std::byte>(low | high << 4);
-      }
-    }
+    put_nibbles([&block](std::uint32_t column) -> unsigned { return block.q[column]; }, r,
+                panel + units_at(PanelType::kQ4K, b));
   }
 }
 

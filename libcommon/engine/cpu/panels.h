@@ -1,7 +1,7 @@
 // Weights as the kernels read them: a matrix in panels of 16 rows, still quantized, packed once at
 // load. One layout for every instruction set.
 //
-// A panel of a block-quantized matrix is a run of 32-column blocks:
+// A panel of a block-quantized matrix is a run of 32-column blocks, or of super-blocks of eight:
 //   kQ4 (Q4_0, Q4_1), 320 bytes: 4 units of 16 rows x 4 bytes; unit i holds columns 8i..8i+3 of
 //   each row
 //     in the low nibbles and 8i+4..8i+7 in the high ones; then 16 f16 d, 16 f16 m; w = d * q + m.
@@ -11,8 +11,9 @@
 //     Of the 6-bit scale and minimum of row r, byte r of the scales has the low four bits, in its
 //     low and its high nibble; byte 16 + r / 2 has the upper two bits, the scale's below the
 //     minimum's, in its low nibble for even r and in its high one for odd. w = (d * scale) * q -
-//     (dmin * minimum) in f32, which holds the products exactly: only the difference is rounded, so
-//     that the weights are the same on every path.
+//     (dmin * minimum) in f32, which holds the products exactly. Where weights become floats
+//     (scalar, AMX) only the difference is rounded, alike on both; int8 paths use the same two
+//     products.
 //   kQ8 (Q8_0, Q5_0), 544 bytes: 8 units of 16 rows x 4 bytes, signed; then 16 f16 d; w = d * q.
 //   kQ5 (Q5_1, Q5_K), 576 bytes: 8 units of bytes 0 to 31; then 16 f16 d, 16 f16 m; w = d * q + m.
 //   kQ6 (Q6_K), 576 bytes: 8 units of bytes -32 to 31; then 16 f16 d of the first 16 columns and 16
@@ -38,9 +39,11 @@ constexpr std::uint32_t kPanelRows = 16;
 constexpr std::uint32_t kBlock = 32;  // columns a quantized block
 constexpr std::uint32_t kQ4BlockBytes = 320;
 constexpr std::uint32_t kQ8BlockBytes = 544;
-constexpr std::uint32_t kWideBlockBytes = 576;  // kQ5, kQ6
-constexpr std::uint32_t kQ4KBytes = 2304;       // of a super-block
-constexpr std::uint32_t kQ4KBlocks = 8;         // in it
+constexpr std::uint32_t kWideBlockBytes = 576;                              // kQ5, kQ6
+constexpr std::uint32_t kQ4KBlocks = 8;                                     // in a super-block
+constexpr std::uint32_t kQ4KHalves = 64, kQ4KScales = 24, kQ4KUnits = 256;  // bytes
+constexpr std::uint32_t kQ4KBytes = kQ4KHalves + kQ4KBlocks * (kQ4KScales + kQ4KUnits);
+static_assert(kQ4KBytes == 2304);
 
 struct Matrix {
   PanelType type = PanelType::kF32;
@@ -58,7 +61,8 @@ static constexpr bool is_quantized(PanelType type) {
   return type == PanelType::kQ4 || type == PanelType::kQ4K || type == PanelType::kQ8 ||
          is_wide(type);
 }
-// Bytes of 32 columns in a panel of a quantized type; of kQ4K in the mean.
+// Bytes of 32 columns in a panel of a quantized type. Of kQ4K in the mean: where its blocks are is
+// units_at()'s to say.
 static constexpr std::uint32_t block_bytes(PanelType type) {
   return type == PanelType::kQ4    ? kQ4BlockBytes
          : type == PanelType::kQ4K ? kQ4KBytes / kQ4KBlocks
@@ -68,19 +72,18 @@ static constexpr std::uint32_t block_bytes(PanelType type) {
 // Where in a panel of kQ4K the super-block of block b is, and the block's scales.
 static constexpr std::size_t q4k_super_at(std::size_t b) { return b / kQ4KBlocks * kQ4KBytes; }
 static constexpr std::size_t q4k_scales_at(std::size_t b) {
-  return q4k_super_at(b) + 64 + b % kQ4KBlocks * 24;
+  return q4k_super_at(b) + kQ4KHalves + b % kQ4KBlocks * kQ4KScales;
 }
 // Where in a panel of a quantized type the units of block b are.
 static constexpr std::size_t units_at(PanelType type, std::size_t b) {
-  return type == PanelType::kQ4K ? q4k_super_at(b) + 256 + b % kQ4KBlocks * 256
-                                 : b * block_bytes(type);
+  if (type != PanelType::kQ4K) return b * block_bytes(type);
+  return q4k_super_at(b) + kQ4KHalves + kQ4KBlocks * kQ4KScales + b % kQ4KBlocks * kQ4KUnits;
 }
 
-// With one token or a few, a panel is used once, as fast as memory gives it. Processors read ahead
-// by themselves, but only to the end of a page of 4 KiB: asks for the block so far behind this one.
-constexpr std::size_t kReadAhead = 4096;
-[[gnu::always_inline]] static inline void read_ahead(const std::uint8_t* block, std::size_t bytes) {
-  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(block + kReadAhead + i);
+// With one token or a few, a panel is used once, as fast as memory gives it. Asks for a whole block
+// before its first line is waited for, so that more lines are on their way at a time.
+[[gnu::always_inline]] static inline void ask_for(const std::uint8_t* block, std::size_t bytes) {
+  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(block + i);
 }
 
 // Fills out[columns][16] with the panel's weights as floats.

@@ -49,7 +49,10 @@ std::uint32_t usable_cpus() {
 }
 
 ThreadPool::ThreadPool(std::uint32_t threads, std::vector<int> pin_cpus)
-    : size_(threads == 0 ? usable_cpus() : threads), pin_cpus_(std::move(pin_cpus)) {
+    : size_(threads == 0 ? usable_cpus() : threads),
+      pin_cpus_(std::move(pin_cpus)),
+      parts_(size_),
+      arrivals_(size_) {
   threads_.reserve(size_ - 1);
   for (std::uint32_t i = 1; i < size_; ++i) threads_.emplace_back([this, i] { worker(i); });
 }
@@ -70,18 +73,39 @@ void ThreadPool::run(const std::function<void(std::uint32_t)>& work) {
   dispatch_.fetch_add(1, std::memory_order_release);
   dispatch_.notify_all();
   work(0);
-  barrier();
+  barrier(0);
 }
 
-void ThreadPool::barrier() {
-  if (size_ == 1) return;
-  const std::uint32_t phase = phase_.load(std::memory_order_relaxed);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
-    arrived_.store(0, std::memory_order_relaxed);
-    phase_.fetch_add(1, std::memory_order_release);
-    phase_.notify_all();
-  } else {
-    wait_for_change(phase_, phase);
+// In round r a thread tells the one 2^r after it that it has come, and everyone it has heard of
+// with it; after the last round it has heard of all.
+void ThreadPool::barrier(std::uint32_t thread) {
+  if (size_ == 1) {
+    arrivals_[0].round[0].fetch_add(1, std::memory_order_relaxed);
+    return;
+  }
+  const std::uint32_t before = arrivals_[thread].round[0].load(std::memory_order_relaxed);
+  std::size_t round = 0;
+  for (std::uint32_t step = 1; step < size_; step *= 2, ++round) {
+    std::atomic<std::uint32_t>& mine = arrivals_[thread].round[round];
+    mine.store(before + 1, std::memory_order_release);
+    mine.notify_all();
+    // The other may be a barrier ahead already.
+    wait_for_change(arrivals_[(thread + size_ - step) % size_].round[round], before);
+  }
+}
+
+bool ThreadPool::take(std::uint32_t owner, std::uint32_t share, std::size_t pieces,
+                      std::size_t* piece) {
+  std::atomic<std::uint64_t>& part = parts_[owner].taken;
+  std::uint64_t was = part.load(std::memory_order_relaxed);
+  const std::uint64_t none = std::uint64_t{share} << 32;
+  while (true) {
+    const std::uint64_t taken = was >> 32 == share ? was - none : 0;
+    if (taken >= pieces) return false;
+    if (part.compare_exchange_weak(was, none + taken + 1, std::memory_order_relaxed)) {
+      *piece = taken;
+      return true;
+    }
   }
 }
 
@@ -94,7 +118,7 @@ void ThreadPool::worker(std::uint32_t index) {
     ++seen;
     if (ending_.load(std::memory_order_relaxed)) return;
     (*work_)(index);
-    barrier();
+    barrier(index);
   }
 }
 

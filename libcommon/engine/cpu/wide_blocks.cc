@@ -115,11 +115,11 @@ ReadWideBlock wide_block_reader(TensorType type) {
   return nullptr;
 }
 
-Q4KBlock read_q4_k(const std::byte* row, std::uint64_t block) {
+Q4KColumns read_q4_k(const std::byte* row, std::uint64_t block) {
   const std::byte* at = row + block / kGroups * 144;
   const std::uint64_t group = block % kGroups;
   const GroupScales scales = read_scales(at, group);
-  Q4KBlock out = {{}, scales.scale, scales.minimum};
+  Q4KColumns out = {{}, scales.scale, scales.minimum};
   for (unsigned i = 0; i < 32; ++i) {
     out.q[i] = static_cast<std::uint8_t>(group_nibble(at + 16, group, i));
   }

@@ -25,10 +25,10 @@ using ReadWideBlock = void (*)(const std::byte* row, std::uint64_t block, WideBl
 ReadWideBlock wide_block_reader(TensorType type);
 
 // 32 columns of a row of Q4_K: w[i] = d * scale * q[i] - dmin * minimum.
-struct Q4KBlock {
+struct Q4KColumns {
   std::uint8_t q[32];
   unsigned scale, minimum;  // 6 bits
 };
-Q4KBlock read_q4_k(const std::byte* row, std::uint64_t block);
+Q4KColumns read_q4_k(const std::byte* row, std::uint64_t block);
 
 }  // namespace kvd::engine::cpu

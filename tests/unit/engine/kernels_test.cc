@@ -322,6 +322,49 @@ TEST_CASE("kernels: f16 rounds to nearest, ties to even, and every f16 comes bac
   CHECK((float_to_half(bits_to_float(0x7F800001)) & 0x7FFF) > 0x7C00);
 }
 
+// What a file may hold that no quantizer writes: the answer is as far from a number on every path.
+TEST_CASE("kernels: scales that are no numbers, negative or huge do the same on every path") {
+  const std::uint16_t halves[] = {0x0000, 0x8000, 0x0001, 0x83FF, 0x3C00, 0xBC00,
+                                  0x7BFF, 0xFBFF, 0x7C00, 0xFC00, 0x7E00};
+  const std::uint32_t columns = 256, rows = 6;
+  for (const std::uint16_t d : halves) {
+    for (const std::uint16_t dmin : halves) {
+      Rng rng(d + std::uint64_t{dmin});
+      std::vector<std::byte> bytes(16 * std::size_t{144});
+      for (std::byte& byte : bytes) byte = static_cast<std::byte>(rng.below(256));
+      for (std::size_t at = 0; at < bytes.size(); at += 144) {
+        std::memcpy(bytes.data() + at, &d, 2), std::memcpy(bytes.data() + at + 2, &dmin, 2);
+      }
+      test::GgufBuilder builder;
+      builder.tensor("w", TensorType::kQ4_K, {columns, 16}, bytes);
+      const Packed packed(builder.build(), "w");
+      std::vector<float> weights(columns * kPanelRows);
+      dequantize_panel(packed.matrix, 0, weights.data());
+      const bool numbers = std::isfinite(half_to_float(d)) && std::isfinite(half_to_float(dmin));
+      for (const std::string& name : available_kernels()) {
+        const Kernels& kernels = *select_kernels(name).value();
+        CAPTURE(name, d, dmin);
+        Inputs inputs(kernels, rows, columns, 1);
+        std::vector<float> out(std::size_t{rows} * 16);
+        const std::unique_ptr<std::byte, Packed::Free> scratch(
+            static_cast<std::byte*>(::operator new(linear_scratch_bytes(columns), Packed::kAlign)));
+        kernels.linear(packed.matrix, 0, 1, inputs.x, rows, out.data(), 16, false, scratch.get());
+        for (std::size_t i = 0; i < out.size(); ++i) {
+          REQUIRE(std::isfinite(out[i]) == numbers);
+          if (!numbers) continue;
+          double sum = 0, most = 0;
+          for (std::uint32_t k = 0; k < columns; ++k) {
+            const double w = weights[k * kPanelRows + i % 16];
+            sum += w * double{inputs.floats[i / 16 * columns + k]};
+            most = std::max(most, std::fabs(w));
+          }
+          REQUIRE(std::fabs(sum - double{out[i]}) <= most * 0.3 + 1e-30);
+        }
+      }
+    }
+  }
+}
+
 // Whole blocks with every bit drawn, as the file has them and packed.
 struct AnyScales {
   AnyScales(TensorType type, std::uint32_t columns, std::uint32_t rows) {
@@ -338,10 +381,10 @@ struct AnyScales {
   std::unique_ptr<Packed> packed;
 };
 
-// What the file says, but for the rounding of products to f16.
+// What the file says, but for the rounding of the products of K-quants' scales to f16.
 TEST_CASE("kernels: blocks with any scales are unpacked to within the rounding of a scale") {
-  const TensorType type = GENERATE(TensorType::kQ5_0, TensorType::kQ5_1, TensorType::kQ4_K,
-                                   TensorType::kQ5_K, TensorType::kQ6_K);
+  const TensorType type =
+      GENERATE(TensorType::kQ5_0, TensorType::kQ5_1, TensorType::kQ5_K, TensorType::kQ6_K);
   CAPTURE(static_cast<int>(type));
   const std::uint32_t columns = 512, rows = 20;
   const AnyScales any(type, columns, rows);

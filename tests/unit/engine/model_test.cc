@@ -112,15 +112,19 @@ void check_against_reference(TinyLlama& tiny, std::uint32_t page_size, std::size
   }
 }
 
+// A shape whose rows are whole blocks of the tensors' type.
+void fit_blocks(TinyLlama& tiny) {
+  if (tensor_type_info(static_cast<std::uint32_t>(tiny.type))->block != 256) return;
+  tiny.hidden = tiny.ffn = 256, tiny.heads = 8, tiny.kv_heads = 2;
+}
+
 TEST_CASE("model: every tensor type agrees with a double-precision reference") {
   TinyLlama tiny;
   tiny.type = GENERATE(TensorType::kF32, TensorType::kF16, TensorType::kBF16, TensorType::kQ4_0,
                        TensorType::kQ4_1, TensorType::kQ8_0, TensorType::kQ5_0, TensorType::kQ5_1,
                        TensorType::kQ4_K, TensorType::kQ5_K, TensorType::kQ6_K);
   tiny.embedding_type = tiny.type;
-  if (tensor_type_info(static_cast<std::uint32_t>(tiny.type))->block == 256) {
-    tiny.hidden = tiny.ffn = 256, tiny.heads = 8, tiny.kv_heads = 2;
-  }
+  fit_blocks(tiny);
   CAPTURE(static_cast<int>(tiny.type));
   check_against_reference(tiny, 32, 75);
 }
@@ -153,7 +157,9 @@ TEST_CASE("model: shape edges agree with the reference") {
 
 TEST_CASE("model: chunks, page order, page size, thread count and company change no bit") {
   TinyLlama tiny;
-  tiny.heads = 6, tiny.kv_heads = 2, tiny.head_dim = 64;
+  tiny.type = GENERATE(TensorType::kQ4_1, TensorType::kQ8_0, TensorType::kQ4_K, TensorType::kQ6_K);
+  fit_blocks(tiny);
+  if (tiny.hidden != 256) tiny.heads = 6, tiny.kv_heads = 2, tiny.head_dim = 64;
   tiny.make();
   const std::vector<TokenId> tokens = draw_tokens(345, tiny.vocab);
   for (const std::string& kernels : cpu::available_kernels()) {
@@ -177,6 +183,8 @@ TEST_CASE("model: chunks, page order, page size, thread count and company change
 
 TEST_CASE("model: a batch of prefill and decode gives each sequence what it gets alone") {
   TinyLlama tiny;
+  tiny.type = GENERATE(TensorType::kQ4_1, TensorType::kQ4_K);
+  fit_blocks(tiny);
   tiny.make();
   for (const std::string& kernels : cpu::available_kernels()) {
     CAPTURE(kernels);

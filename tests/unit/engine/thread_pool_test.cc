@@ -1,7 +1,9 @@
 #include "engine/cpu/thread_pool.h"
 
+#include <atomic>
 #include <catch2/catch.hpp>
 #include <chrono>
+#include <thread>
 #include <vector>
 
 namespace kvd::engine::cpu {
@@ -19,14 +21,51 @@ TEST_CASE("thread pool: every thread sees before a barrier's end what the others
     pool.run([&](std::uint32_t self) {
       for (std::uint64_t phase = 1; phase <= kPhases; ++phase) {
         cells[self] = step * kPhases + phase;
-        pool.barrier();
+        pool.barrier(self);
         for (std::uint64_t cell : cells) wrong[self] += cell == step * kPhases + phase ? 0 : 1;
-        pool.barrier();
+        pool.barrier(self);
       }
     });
     for (std::uint64_t cell : cells) REQUIRE(cell == (step + 1) * kPhases);
   }
   CHECK(wrong == std::vector<std::uint64_t>(threads, 0));
+}
+
+TEST_CASE("thread pool: share gives each item to one thread, and to others when one is held up") {
+  const std::uint32_t threads = GENERATE(1U, 2U, 3U, 5U);
+  const std::size_t items = GENERATE(0U, 1U, 2U, 7U, 64U), grain = GENERATE(1U, 2U, 5U);
+  ThreadPool pool(threads, {});
+  std::vector<std::atomic<int>> done(items);
+  std::atomic<int> wrong{0};
+  constexpr int kShares = 40;
+  pool.run([&](std::uint32_t self) {
+    for (int n = 1; n <= kShares; ++n) {
+      pool.share(self, items, grain, [&](std::size_t begin, std::size_t end) {
+        wrong +=
+            begin % grain == 0 && begin < end && (end == items || end - begin == grain) ? 0 : 1;
+        for (std::size_t i = begin; i < end; ++i) ++done[i];
+      });
+      for (const std::atomic<int>& count : done) wrong += count == n ? 0 : 1;
+      pool.barrier(self);
+    }
+  });
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("thread pool: a part that its thread has not come to is taken by the others") {
+  ThreadPool pool(2, {});
+  std::atomic<int> done{0};
+  std::vector<int> by(2, 0);
+  pool.run([&](std::uint32_t self) {
+    pool.share(self, 10, 1, [&](std::size_t, std::size_t) {
+      ++by[self];
+      ++done;
+      // Thread 1 stays at its first piece until thread 0 has done all the others.
+      while (self == 1 && done != 10) std::this_thread::yield();
+    });
+  });
+  CHECK(done == 10);
+  CHECK(by[1] <= 1);
 }
 
 TEST_CASE("thread pool: zero threads means one for each usable processor") {
