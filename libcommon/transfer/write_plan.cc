@@ -39,7 +39,7 @@ std::vector<PageUnit> page_units(const kv::KvLayout& layout) {
   for (const kv::LayerGroup& group : kv::layer_groups(layout)) {
     const std::uint64_t end = group.end * layout.layer_bytes();
     for (std::uint64_t at = group.begin * layout.layer_bytes(); at < end;) {
-      const std::uint64_t bytes = std::min(kMaxWriteBytes, end - at);
+      const std::uint64_t bytes = std::min(kMaxUnitBytes, end - at);
       units.push_back({at, at + bytes});
       at += bytes;
     }
@@ -54,8 +54,7 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
             map.source.size() == map.destination.size());
   const kv::KvLayout& layout = map.pool->layout();
   KVD_CHECK(group.begin < group.end && group.end <= layout.layers);
-  const std::uint64_t most =
-      std::max<std::uint64_t>(1, std::min(capabilities.max_write_bytes, kMaxWriteBytes));
+  const std::uint64_t most = std::max<std::uint64_t>(1, capabilities.max_write_bytes);
   const std::size_t most_pieces =
       std::max<std::uint32_t>(1, std::min(capabilities.iov_limit, capabilities.rma_iov_limit));
   const std::uint64_t begin = group.begin * layout.layer_bytes();

@@ -270,7 +270,7 @@ TEST_CASE("write plan: each destination byte once, whatever the groups and chunk
   const auto hits = bytes_written(all, &most);
   CHECK(hits.size() * 64 == 6 * layout.page_bytes());
   CHECK(std::all_of(hits.begin(), hits.end(), [](const auto& hit) { return hit.second == 1; }));
-  CHECK(most <= kMaxWriteBytes);
+  CHECK(most <= capabilities_of(pieces).max_write_bytes);
   for (const auto& write : all) {
     CHECK(write.remote.size() <= pieces);
     CHECK(write.remote[0].key == 42);
