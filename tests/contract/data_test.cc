@@ -97,13 +97,13 @@ TEST_CASE("contract: a delivery-complete write is in the target's memory when it
   const std::string provider = GENERATE(from_range(present()));
   INFO(provider);
   auto world = make_world(provider);
-  Link link(world.get(), 1u << 20);
+  Link link(world.get(), 4u << 20);
   if (!link.capabilities().delivery_complete) {
     WARN("skipped: " + provider + " proves no delivery");
     return;
   }
   for (std::uint64_t round = 1; round <= 30; ++round) {
-    const Bytes bytes = pattern(round % 2 == 0 ? 1u << 20 : 5000, round);
+    const Bytes bytes = pattern(round % 2 == 0 ? link.capabilities().max_write_bytes : 5000, round);
     REQUIRE(link.post(bytes, 0, round, true).ok());
     REQUIRE(link.until([&] { return link.done.size() == round; }));
     REQUIRE(link.done.back().status.ok());
@@ -178,10 +178,11 @@ TEST_CASE("contract: what cannot be posted is refused at once and nothing is in 
   const std::string provider = GENERATE(from_range(present()));
   INFO(provider);
   auto world = make_world(provider);
-  Link link(world.get(), 4u << 20);
-  const Bytes source = pattern(2u << 20, 1);
-  const LocalPiece small{source.data(), 64}, big{source.data(), (1u << 20) + 1};
-  const RemotePiece to_small = link.at(0, 64), to_big = link.at(0, (1u << 20) + 1);
+  Link link(world.get(), 8u << 20);
+  const std::uint64_t too_many = link.capabilities().max_write_bytes + 1;
+  const Bytes source = pattern(too_many, 1);
+  const LocalPiece small{source.data(), 64}, big{source.data(), too_many};
+  const RemotePiece to_small = link.at(0, 64), to_big = link.at(0, too_many);
   std::vector<LocalPiece> many(link.capabilities().iov_limit + 1, LocalPiece{source.data(), 1});
   const RemotePiece to_many = link.at(0, many.size());
   const auto refused = [&](const WriteRequest& request) {
