@@ -33,9 +33,9 @@ WritePipeline::WritePipeline(Endpoint* endpoint, PeerHandle peer, const Capabili
       posted_(std::bit_ceil(2 * std::size_t{std::max(1u, capabilities.max_inflight_ops)})),
       next_context_(first_context()) {}
 
-void WritePipeline::enqueue(StreamId stream, QueuedWrite write) {
+void WritePipeline::enqueue(StreamId stream, QueuedWrite write, bool next) {
   Stream& entry = streams_[stream];
-  if (entry.queued() == 0) turn_.push_back(stream);
+  if (entry.queued() == 0) turn_.insert(next ? turn_.begin() : turn_.end(), stream);
   entry.queue.push_back(std::move(write));
   ++queued_ops_;
 }

@@ -51,7 +51,8 @@ class WritePipeline {
   WritePipeline(Endpoint* endpoint, PeerHandle peer, const Capabilities& capabilities,
                 const Clock* clock, Duration post_timeout);
 
-  void enqueue(StreamId stream, QueuedWrite write);
+  // `next`: it has the next turn, if nothing of its stream is queued before it.
+  void enqueue(StreamId stream, QueuedWrite write, bool next = false);
   // Drops what is queued and not posted; returns how many. Posted writes of the stream still
   // complete.
   std::size_t purge(StreamId stream);

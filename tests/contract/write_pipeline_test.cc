@@ -147,6 +147,24 @@ TEST_CASE("write pipeline: rooms take turns, one write each, whoever queued firs
   CHECK(bench.pipeline.inflight(2) == 0);
 }
 
+TEST_CASE("write pipeline: a write that is next goes before other rooms', after its own room's") {
+  Bench bench("sim", 1u << 20);
+  const Bytes source = pattern(64, 1);
+  for (std::uint64_t i = 0; i < 3; ++i) {
+    bench.pipeline.enqueue(1, bench.make(i * 64, source, i));
+    bench.pipeline.enqueue(2, bench.make(1000 + i * 64, source, i));
+  }
+  bench.pipeline.enqueue(3, bench.make(2000, source, 0), true);
+  bench.pipeline.enqueue(2, bench.make(3000, source, 3), true);
+  bench.pipeline.pump();
+  std::vector<std::uint64_t> offsets;
+  for (const std::uint64_t address : bench.watched.posted) {
+    offsets.push_back(address - bench.link.remote.base);
+  }
+  CHECK(offsets == std::vector<std::uint64_t>{2000, 0, 1000, 64, 1064, 128, 1128, 3000});
+  REQUIRE(bench.until([&] { return bench.pipeline.idle(); }));
+}
+
 TEST_CASE("write pipeline: a purge drops what waits and lets what is posted complete") {
   Bench bench("sim", 1u << 20);
   const Bytes source = pattern(64, 1);

@@ -81,10 +81,9 @@ KVD_INLINE Scales nibble_scales(const std::uint8_t* panel, std::size_t b, std::s
 template <PanelType kType, int T, bool kOffsets>
 void tile_nibbles(const std::uint8_t* panel, std::size_t blocks, const Int8Rows<T>& x,
                   float* sums) {
-  constexpr std::size_t kBytes = block_bytes(kType);
   const __m256i low = _mm256_set1_epi8(15);
   for (std::size_t b = 0; b < blocks; ++b) {
-    if constexpr (T == 1) ask_for(panel + b * kBytes, kBytes);
+    if constexpr (T == 1) ask_for_block<kType>(panel, b);
     const std::uint8_t* block = panel + units_at(kType, b);
     __m256i acc[T][2];
     for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = _mm256_setzero_si256();

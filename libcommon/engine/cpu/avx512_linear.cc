@@ -239,9 +239,8 @@ void tile_quantized(const Tile& tile, __m512* out) {
     sums[t] = _mm512_setzero_ps();
   }
   BlockPlaces at(tile.columns);
-  constexpr std::size_t kBytes = block_bytes(Block::kType);
   for (std::size_t b = 0; b < blocks; ++b) {
-    if constexpr (T <= kFewTokens) ask_for(tile.panel + b * kBytes, kBytes);
+    if constexpr (T <= kFewTokens) ask_for_block<Block::kType>(tile.panel, b);
     const Block block(tile.panel, b);
     constexpr std::size_t kWhole = T / kAtOnce * kAtOnce;
 #pragma GCC unroll 16

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
 #include <cmath>
 #include <new>
 #include <utility>
@@ -111,8 +110,9 @@ class LlamaModel final : public CpuModel {
     Rows* own;  // of this thread, for up to kFewRows
   };
   template <typename Work>
-  void share(const Worker& worker, std::size_t items, std::size_t grain, const Work& work) {
-    pool_->share(worker.thread, items, grain, work);
+  void share(const Worker& worker, std::size_t items, std::size_t grain, const Work& work,
+             ThreadPool::Parts parts = ThreadPool::Parts::kRuns) {
+    pool_->share(worker.thread, items, grain, work, parts);
   }
   // Products' panels a thread takes at a time: an even number where it can, as AMX takes pairs.
   std::size_t panels_at_once(std::size_t panels) const {
@@ -311,8 +311,10 @@ void LlamaModel::rotate_and_store(Worker& worker, std::uint32_t layer) {
 
 void LlamaModel::attend(Worker& worker, std::uint32_t layer) {
   const std::span<const AttentionTask> tasks = plan_.tasks();
-  share(worker, tasks.size(), 1,
-        [&](std::size_t i, std::size_t) { attend_task(tasks[i], layer, worker.scratch); });
+  share(
+      worker, tasks.size(), 1,
+      [&](std::size_t i, std::size_t) { attend_task(tasks[i], layer, worker.scratch); },
+      ThreadPool::Parts::kTurns);
   const std::span<const MergeTask> merges = plan_.merges();
   if (!merges.empty()) {
     share(worker, merges.size(), 1, [&](std::size_t i, std::size_t) { merge_row(merges[i]); });

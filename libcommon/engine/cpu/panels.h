@@ -86,6 +86,19 @@ static constexpr std::size_t units_at(PanelType type, std::size_t b) {
   for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(block + i);
 }
 
+// The same of block b of a panel of a quantized type.
+template <PanelType kType>
+[[gnu::always_inline]] static inline void ask_for_block(const std::uint8_t* panel, std::size_t b) {
+  if constexpr (kType == PanelType::kQ4K) {
+    if (b % kQ4KBlocks == 0) {
+      ask_for(panel + q4k_super_at(b), kQ4KHalves + kQ4KBlocks * kQ4KScales);
+    }
+    ask_for(panel + units_at(kType, b), kQ4KUnits);
+  } else {
+    ask_for(panel + units_at(kType, b), block_bytes(kType));
+  }
+}
+
 // Fills out[columns][16] with the panel's weights as floats.
 void dequantize_panel(const Matrix& matrix, std::uint32_t panel, float* out);
 // Fills out[columns] with one row (embedding lookup).

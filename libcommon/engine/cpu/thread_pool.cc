@@ -3,8 +3,10 @@
 #include <pthread.h>
 #include <sched.h>
 
+#include <tuple>
 #include <utility>
 
+#include "base/check.h"
 #include "base/log.h"
 
 namespace kvd::engine::cpu {
@@ -53,6 +55,7 @@ ThreadPool::ThreadPool(std::uint32_t threads, std::vector<int> pin_cpus)
       pin_cpus_(std::move(pin_cpus)),
       parts_(size_),
       arrivals_(size_) {
+  KVD_CHECK(size_ <= 1U << std::tuple_size_v<decltype(Arrivals::round)>);
   threads_.reserve(size_ - 1);
   for (std::uint32_t i = 1; i < size_; ++i) threads_.emplace_back([this, i] { worker(i); });
 }
@@ -87,20 +90,22 @@ void ThreadPool::barrier(std::uint32_t thread) {
   std::size_t round = 0;
   for (std::uint32_t step = 1; step < size_; step *= 2, ++round) {
     std::atomic<std::uint32_t>& mine = arrivals_[thread].round[round];
-    mine.store(before + 1, std::memory_order_release);
+    // An exchange, not a store: notify_all() looks whether anybody waits, which on x86 may overtake
+    // a plain store, and then neither side would see the other.
+    mine.exchange(before + 1, std::memory_order_acq_rel);
     mine.notify_all();
     // The other may be a barrier ahead already.
     wait_for_change(arrivals_[(thread + size_ - step) % size_].round[round], before);
   }
 }
 
-bool ThreadPool::take(std::uint32_t owner, std::uint32_t share, std::size_t pieces,
+bool ThreadPool::take(std::uint32_t owner, std::uint32_t call, std::size_t pieces,
                       std::size_t* piece) {
   std::atomic<std::uint64_t>& part = parts_[owner].taken;
   std::uint64_t was = part.load(std::memory_order_relaxed);
-  const std::uint64_t none = std::uint64_t{share} << 32;
+  const std::uint64_t none = std::uint64_t{call} << 32;
   while (true) {
-    const std::uint64_t taken = was >> 32 == share ? was - none : 0;
+    const std::uint64_t taken = was >> 32 == call ? was - none : 0;
     if (taken >= pieces) return false;
     if (part.compare_exchange_weak(was, none + taken + 1, std::memory_order_relaxed)) {
       *piece = taken;

@@ -41,14 +41,17 @@ class ThreadPool {
   // Returns when every thread has called it; what any wrote before is visible to all after.
   void barrier(std::uint32_t thread);
   // Calls work(begin, end) once for each piece of [0, items), pieces of `grain` (the last of what
-  // is left); returns when all are done, as barrier(). Each thread begins with a part of its own,
-  // so that memory is read in long runs, and then helps whoever was held up.
+  // is left); returns when all are done, as barrier(). Each thread begins with a part of its own
+  // and then helps whoever was held up. A part is a run, so that memory is read in order; or every
+  // size()-th piece, where the first pieces are the longest.
+  enum class Parts : std::uint8_t { kRuns, kTurns };
   template <typename Work>
-  void share(std::uint32_t thread, std::size_t items, std::size_t grain, const Work& work);
+  void share(std::uint32_t thread, std::size_t items, std::size_t grain, const Work& work,
+             Parts parts = Parts::kRuns);
 
  private:
-  // Pieces taken of a thread's part, with the number of the share() that they are of in the upper
-  // half: whoever comes first to a part of a new one begins it.
+  // Pieces taken of a thread's part, with the number of the call of share() that they are of in the
+  // upper half: whoever comes first to a part of a new call begins it.
   struct alignas(64) Part {
     std::atomic<std::uint64_t> taken{0};
   };
@@ -59,14 +62,14 @@ class ThreadPool {
 
   void worker(std::uint32_t index);
   // Takes the next piece of another's or the own part: false if `pieces` are taken.
-  bool take(std::uint32_t owner, std::uint32_t share, std::size_t pieces, std::size_t* piece);
+  bool take(std::uint32_t owner, std::uint32_t call, std::size_t pieces, std::size_t* piece);
 
   std::uint32_t size_;
   std::vector<int> pin_cpus_;
   const std::function<void(std::uint32_t)>* work_ = nullptr;
   std::vector<Part> parts_;         // by thread
   std::vector<Arrivals> arrivals_;  // by thread
-  std::atomic<std::uint32_t> dispatch_{0};
+  alignas(64) std::atomic<std::uint32_t> dispatch_{0};
   std::atomic<bool> ending_{false};
   std::vector<std::thread> threads_;
 };
@@ -75,17 +78,20 @@ class ThreadPool {
 std::uint32_t usable_cpus();
 
 template <typename Work>
-void ThreadPool::share(std::uint32_t thread, std::size_t items, std::size_t grain,
-                       const Work& work) {
-  // All threads are past the same barriers, so that these number the shares alike.
-  const std::uint32_t share = arrivals_[thread].round[0].load(std::memory_order_relaxed) + 1;
+void ThreadPool::share(std::uint32_t thread, std::size_t items, std::size_t grain, const Work& work,
+                       Parts parts) {
+  // All threads are past the same barriers, so that these number the calls alike.
+  const std::uint32_t call = arrivals_[thread].round[0].load(std::memory_order_relaxed) + 1;
   const std::size_t pieces = (items + grain - 1) / grain;
+  const bool runs = parts == Parts::kRuns;
   const auto first = [&](std::size_t owner) { return (pieces * owner + size_ - 1) / size_; };
   for (std::uint32_t i = 0; i < size_; ++i) {
     const std::uint32_t owner = (thread + i) % size_;
-    const std::size_t begin = first(owner), own = first(owner + 1) - begin;
-    for (std::size_t piece; take(owner, share, own, &piece);) {
-      const std::size_t from = (begin + piece) * grain;
+    const std::size_t begin = runs ? first(owner) : owner, step = runs ? 1 : size_;
+    const std::size_t own = runs ? first(owner + 1) - begin : (pieces + size_ - 1 - owner) / size_;
+    if (own == 0) continue;
+    for (std::size_t piece; take(owner, call, own, &piece);) {
+      const std::size_t from = (begin + piece * step) * grain;
       work(from, std::min(from + grain, items));
     }
   }

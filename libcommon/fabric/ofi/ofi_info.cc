@@ -21,6 +21,8 @@ constexpr std::uint64_t kMaxWriteBytes = 1u << 20;
 // writes of four, 6.3 to 6.7 one by one (CPUs on one cache). Closing the endpoint fences all the
 // same, and no more bytes are in flight.
 constexpr std::uint64_t kMaxTcpWriteBytes = 4u << 20;
+constexpr std::uint64_t kTcpInflightBytes = 4u << 20;
+static_assert(kMaxTcpWriteBytes <= kTcpInflightBytes);
 
 bool is_tcp(const std::string& provider) { return provider.starts_with("tcp"); }
 // Providers whose addresses are IP addresses; efa and cxi have their own and take only a device.
@@ -122,7 +124,7 @@ Capabilities capabilities_of(const std::string& provider, const fi_info& info, b
   const std::size_t queue = std::max<std::size_t>(info.tx_attr->size, 2);
   out.max_inflight_ops =
       static_cast<std::uint32_t>(std::min<std::size_t>(tcp ? 64 : 256, queue / 2));
-  out.max_inflight_bytes = tcp ? 4u << 20 : 32u << 20;
+  out.max_inflight_bytes = tcp ? kTcpInflightBytes : 32u << 20;
   return out;
 }
 

@@ -34,17 +34,19 @@ TEST_CASE("thread pool: every thread sees before a barrier's end what the others
 TEST_CASE("thread pool: share gives each item to one thread, and to others when one is held up") {
   const std::uint32_t threads = GENERATE(1U, 2U, 3U, 5U);
   const std::size_t items = GENERATE(0U, 1U, 2U, 7U, 64U), grain = GENERATE(1U, 2U, 5U);
+  const auto parts = GENERATE(ThreadPool::Parts::kRuns, ThreadPool::Parts::kTurns);
   ThreadPool pool(threads, {});
   std::vector<std::atomic<int>> done(items);
   std::atomic<int> wrong{0};
   constexpr int kShares = 40;
   pool.run([&](std::uint32_t self) {
     for (int n = 1; n <= kShares; ++n) {
-      pool.share(self, items, grain, [&](std::size_t begin, std::size_t end) {
+      const auto work = [&](std::size_t begin, std::size_t end) {
         wrong +=
             begin % grain == 0 && begin < end && (end == items || end - begin == grain) ? 0 : 1;
         for (std::size_t i = begin; i < end; ++i) ++done[i];
-      });
+      };
+      pool.share(self, items, grain, work, parts);
       for (const std::atomic<int>& count : done) wrong += count == n ? 0 : 1;
       pool.barrier(self);
     }

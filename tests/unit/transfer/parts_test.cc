@@ -30,8 +30,9 @@ struct TestPool {
   kv::PagePool pool;
 };
 
-fabric::Capabilities capabilities_of(std::uint32_t pieces) {
+fabric::Capabilities capabilities_of(std::uint32_t pieces, std::uint64_t most = 1u << 20) {
   fabric::Capabilities capabilities;
+  capabilities.max_write_bytes = most;
   capabilities.iov_limit = capabilities.rma_iov_limit = pieces;
   return capabilities;
 }
@@ -191,11 +192,12 @@ TEST_CASE("digest: sample sees every stream that was cut, wherever it was cut") 
   const std::uint64_t want = digest_pages(Digest::kSample, source.pool, pages, tokens, room);
   const PageMap map{&source.pool, pages, pages, {0, 1 << 30, 42}};
   const bool whole = GENERATE(true, false);
+  const auto most = GENERATE(1u << 20, 4u << 20);
   std::vector<fabric::QueuedWrite> writes;
   const std::vector<kv::LayerGroup> groups =
       whole ? std::vector{kv::LayerGroup{0, layout.layers}} : kv::layer_groups(layout);
   for (const kv::LayerGroup& group : groups) {
-    for (auto& write : plan_writes(map, group, 0, 3, capabilities_of(4))) {
+    for (auto& write : plan_writes(map, group, 0, 3, capabilities_of(4, most))) {
       writes.push_back(std::move(write));
     }
   }
@@ -254,6 +256,7 @@ TEST_CASE("digest: the last line is the last one that a token fills") {
 
 TEST_CASE("write plan: each destination byte once, whatever the groups and chunks") {
   const auto pieces = GENERATE(1u, 4u);
+  const auto largest = GENERATE(1u << 20, 4u << 20);
   const auto layout = GENERATE(layout_of(8, 8, 64), layout_of(30, 3, 64), layout_of(2, 1, 8));
   TestPool pool(layout, 12);
   const std::vector<PageIndex> source = {0, 1, 2, 5, 6, 9}, destination = {3, 4, 5, 6, 0, 1};
@@ -261,7 +264,7 @@ TEST_CASE("write plan: each destination byte once, whatever the groups and chunk
   std::vector<fabric::QueuedWrite> all;
   for (const kv::LayerGroup& group : kv::layer_groups(layout)) {
     for (const auto& [first, last] : {std::pair{0u, 2u}, std::pair{2u, 3u}, std::pair{3u, 6u}}) {
-      for (auto& write : plan_writes(map, group, first, last, capabilities_of(pieces))) {
+      for (auto& write : plan_writes(map, group, first, last, capabilities_of(pieces, largest))) {
         all.push_back(std::move(write));
       }
     }
@@ -270,7 +273,7 @@ TEST_CASE("write plan: each destination byte once, whatever the groups and chunk
   const auto hits = bytes_written(all, &most);
   CHECK(hits.size() * 64 == 6 * layout.page_bytes());
   CHECK(std::all_of(hits.begin(), hits.end(), [](const auto& hit) { return hit.second == 1; }));
-  CHECK(most <= capabilities_of(pieces).max_write_bytes);
+  CHECK(most <= largest);
   for (const auto& write : all) {
     CHECK(write.remote.size() <= pieces);
     CHECK(write.remote[0].key == 42);
