@@ -41,7 +41,8 @@ void add_engine_options(cli::OptionTable* table, node::WorkerOptions* o) {
                                       {{"cpu", EngineKind::kCpu}, {"mock", EngineKind::kMock}},
                                       "what computes; mock has no model")
            .hidden_in_brief(),
-       cli::count_option("threads", &e->threads, "threads that compute").with_default("all cores"),
+       cli::count_option("threads", &e->threads, "threads that compute", 0, 1024)
+           .with_default("all cores"),
        cli::cpus_option("pin", &e->pin_cpus, "CPUs that the threads are pinned to, as 0-3,8")
            .with_default("none")
            .hidden_in_brief(),

@@ -19,8 +19,8 @@ namespace kvd::tools {
 namespace {
 
 constexpr std::uint64_t kPoolBytes = 512u << 20;
-constexpr std::uint64_t kRoundBytes = 128u
-                                      << 20;  // of the first: its speed says how long others are
+// Of the first round: its speed says how long the others are.
+constexpr std::uint64_t kRoundBytes = 128u << 20;
 constexpr std::uint32_t kMostSets = 64;
 constexpr std::uint32_t kMostPages = 1u << 16;  // small pages need no large pool
 constexpr const char* kDefaultTokens = "2048";
