@@ -40,7 +40,8 @@ void add_what_rows(cli::OptionTable* table, PagesOptions* o) {
        cli::text_option("tokens", "LENGTHS", &o->tokens,
                         "length of a prompt: N, LOW-HIGH or lognormal:MEDIAN:SIGMA")
            .with_default(kDefaultTokens),
-       cli::bytes_option("page-bytes", &o->page_bytes, "pages of this size, in place of a model's")
+       cli::bytes_option("page-bytes", &o->page_bytes, "pages of this size, in place of a model's",
+                         1)
            .with_default("of the model"),
        cli::count_option("pages", &o->pages, "pages of a request, in place of --tokens", 1,
                          1u << 19),
