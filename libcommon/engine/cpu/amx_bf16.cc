@@ -78,7 +78,8 @@ KVD_INLINE Pairs twice(__m512 numbers) {
 template <PanelType kType>
 KVD_INLINE Scales scales_of(const std::byte* panel, std::size_t b, int half) {
   if constexpr (kType == PanelType::kQ4K) {
-    const auto of = avx512::q4k_scales(reinterpret_cast<const std::uint8_t*>(panel), b);
+    const avx512::Q4KPair pair(reinterpret_cast<const std::uint8_t*>(panel), b - b % 2);
+    const auto of = avx512::q4k_scales(pair, b % 2 != 0);
     return {twice(of.d), twice(of.m)};
   } else {
     constexpr ByteForm kForm = byte_form(kType);

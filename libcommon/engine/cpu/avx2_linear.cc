@@ -50,19 +50,22 @@ KVD_INLINE Scales q4_scales(const std::uint8_t* block, std::size_t h) {
 }
 KVD_INLINE Scales q4k_scales(const std::uint8_t* panel, std::size_t b, std::size_t h) {
   const std::uint8_t* halves = panel + q4k_super_at(b) + h * 16;
-  const std::uint8_t* packed = panel + q4k_scales_at(b);
-  const __m256i low =
-      _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed + h * 8)));
-  // A byte of two rows' upper bits to the lanes of both.
-  std::int32_t four;
-  __builtin_memcpy(&four, packed + 16 + h * 4, sizeof four);
-  const __m256i pairs = _mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four));
-  const __m256i upper = _mm256_or_si256(pairs, _mm256_slli_epi64(pairs, 28));
-  const __m256i upper_bits = _mm256_set1_epi32(48);
-  const __m256i scale = _mm256_or_si256(_mm256_and_si256(low, _mm256_set1_epi32(15)),
-                                        _mm256_and_si256(_mm256_slli_epi32(upper, 4), upper_bits));
-  const __m256i minimum = _mm256_or_si256(
-      _mm256_srli_epi32(low, 4), _mm256_and_si256(_mm256_slli_epi32(upper, 2), upper_bits));
+  const std::uint8_t* words = panel + q4k_super_at(b) + kQ4KHalves + h * 32;
+  const std::size_t pair = b % kQ4KBlocks / 2;
+  __m256i bits;
+  if (pair < 3) {
+    bits = load(words + pair * 64);
+  } else {
+    const __m256i second =
+        _mm256_and_si256(_mm256_srli_epi32(load(words + 64), 16), _mm256_set1_epi32(0xFF00));
+    const __m256i third =
+        _mm256_and_si256(_mm256_srli_epi32(load(words + 128), 8), _mm256_set1_epi32(0xFF0000));
+    bits = _mm256_or_si256(_mm256_srli_epi32(load(words), 24), _mm256_or_si256(second, third));
+  }
+  bits = _mm256_srl_epi32(bits, _mm_cvtsi32_si128(static_cast<int>(b % 2 * 12)));
+  const __m256i six = _mm256_set1_epi32(63);
+  const __m256i scale = _mm256_and_si256(bits, six);
+  const __m256i minimum = _mm256_and_si256(_mm256_srli_epi32(bits, 6), six);
   return {_mm256_mul_ps(half8(halves), _mm256_cvtepi32_ps(scale)),
           _mm256_fnmadd_ps(half8(halves + 32), _mm256_cvtepi32_ps(minimum), _mm256_setzero_ps()),
           _mm256_setzero_ps()};

@@ -34,26 +34,39 @@ KVD_INLINE __m512 half16(const std::uint8_t* at) {
   return _mm512_cvtph_ps(_mm256_load_si256(reinterpret_cast<const __m256i*>(at)));
 }
 
-// w = d * q + m in the rows of block b of a panel of kQ4K.
+// What two neighbours' scales are made of: those of block b (even) of a panel of kQ4K and the next.
+struct Q4KPair {
+  __m512 d, dmin;
+  __m512i bits;  // of the first in the lowest 12, of the second above
+
+  KVD_MEMBER Q4KPair(const std::uint8_t* panel, std::size_t b) {
+    const std::uint8_t *super = panel + q4k_super_at(b), *words = super + kQ4KHalves;
+    d = half16(super);
+    dmin = half16(super + 32);
+    const std::size_t pair = b % kQ4KBlocks / 2;
+    if (pair < 3) {
+      bits = _mm512_load_si512(words + pair * 64);
+      return;
+    }
+    const __m512i first = _mm512_srli_epi32(_mm512_load_si512(words), 24);
+    const __m512i second = _mm512_srli_epi32(_mm512_load_si512(words + 64), 16);
+    const __m512i third = _mm512_srli_epi32(_mm512_load_si512(words + 128), 8);
+    bits =
+        _mm512_ternarylogic_epi32(first, _mm512_and_si512(second, _mm512_set1_epi32(0xFF00)),
+                                  _mm512_and_si512(third, _mm512_set1_epi32(0xFF0000)), 0xFE);  // |
+  }
+};
+// w = d * q + m in the rows of the first block of a pair, or of the second.
 struct Q4KScales {
   __m512 d, m;
 };
-KVD_INLINE Q4KScales q4k_scales(const std::uint8_t* panel, std::size_t b) {
-  const std::uint8_t *halves = panel + q4k_super_at(b), *packed = panel + q4k_scales_at(b);
-  const __m512i low =
-      _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(packed)));
-  // A byte of two rows' upper bits to the lanes of both.
-  const __m512i pairs =
-      _mm512_cvtepu8_epi64(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(packed + 16)));
-  const __m512i upper = _mm512_or_si512(pairs, _mm512_slli_epi64(pairs, 28));
-  const __m512i upper_bits = _mm512_set1_epi32(48);
-  const __m512i scale = _mm512_ternarylogic_epi32(_mm512_and_si512(low, _mm512_set1_epi32(15)),
-                                                  _mm512_slli_epi32(upper, 4), upper_bits, 0xF8);
-  const __m512i minimum =
-      _mm512_ternarylogic_epi32(_mm512_srli_epi32(low, 4), _mm512_slli_epi32(upper, 2), upper_bits,
-                                0xF8);  // | (& upper_bits)
-  return {_mm512_mul_ps(half16(halves), _mm512_cvtepi32_ps(scale)),
-          _mm512_fnmadd_ps(half16(halves + 32), _mm512_cvtepi32_ps(minimum), _mm512_setzero_ps())};
+KVD_INLINE Q4KScales q4k_scales(const Q4KPair& pair, bool second) {
+  const __m512i bits = second ? _mm512_srli_epi32(pair.bits, 12) : pair.bits;
+  const __m512i six = _mm512_set1_epi32(63);
+  const __m512i scale = _mm512_and_si512(bits, six);
+  const __m512i minimum = _mm512_and_si512(_mm512_srli_epi32(bits, 6), six);
+  return {_mm512_mul_ps(pair.d, _mm512_cvtepi32_ps(scale)),
+          _mm512_fnmadd_ps(pair.dmin, _mm512_cvtepi32_ps(minimum), _mm512_setzero_ps())};
 }
 
 // Cephes' expf, 2 ulp. Below -87 the result is about 1e-38, not 0.

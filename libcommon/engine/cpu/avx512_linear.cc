@@ -63,6 +63,16 @@ struct BlockPlaces {
   }
 };
 
+// What blocks that are taken together share: nothing, one by one.
+struct Alone {
+  static constexpr std::size_t kBlocks = 1;
+  KVD_MEMBER Alone(const std::uint8_t*, std::size_t) {}
+};
+struct Q4KTogether : Q4KPair {
+  static constexpr std::size_t kBlocks = 2;
+  using Q4KPair::Q4KPair;
+};
+
 // A block of a panel is eight units of unsigned bytes. Of each token it makes kDots integer sums,
 // the first of the first 8 / kDots units and so on: start() says where they start, add() makes
 // floats of them and adds these to `sum`. `row` is the token's row; `total` is what its offset is
@@ -108,7 +118,8 @@ struct UnsignedBlock {
 template <bool kOffsets>
 struct Q4Block : UnsignedBlock<kOffsets> {
   static constexpr PanelType kType = PanelType::kQ4;
-  KVD_MEMBER Q4Block(const std::uint8_t* panel, std::size_t b) {
+  using Together = Alone;
+  KVD_MEMBER Q4Block(const std::uint8_t* panel, std::size_t b, const Alone&) {
     const std::uint8_t* block = panel + units_at(kType, b);
     this->set_nibbles(block);
     this->set_scales(half16(block + 256), half16(block + 288));
@@ -118,9 +129,10 @@ struct Q4Block : UnsignedBlock<kOffsets> {
 template <bool kOffsets>
 struct Q4KBlock : UnsignedBlock<kOffsets> {
   static constexpr PanelType kType = PanelType::kQ4K;
-  KVD_MEMBER Q4KBlock(const std::uint8_t* panel, std::size_t b) {
+  using Together = Q4KTogether;
+  KVD_MEMBER Q4KBlock(const std::uint8_t* panel, std::size_t b, const Q4KTogether& pair) {
     this->set_nibbles(panel + units_at(kType, b));
-    const Q4KScales scales = q4k_scales(panel, b);
+    const Q4KScales scales = q4k_scales(pair, b % 2 != 0);
     this->set_scales(scales.d, scales.m);
   }
 };
@@ -129,7 +141,8 @@ template <bool kOffsets>
 struct Q5Block : UnsignedBlock<kOffsets> {
   using UnsignedBlock<kOffsets>::w;
   static constexpr PanelType kType = PanelType::kQ5;
-  KVD_MEMBER Q5Block(const std::uint8_t* panel, std::size_t b) {
+  using Together = Alone;
+  KVD_MEMBER Q5Block(const std::uint8_t* panel, std::size_t b, const Alone&) {
     const std::uint8_t* block = panel + units_at(kType, b);
     for (std::size_t i = 0; i < 8; ++i) w[i] = load(block + i * 64);
     this->set_scales(half16(block + 512), half16(block + 544));
@@ -154,7 +167,8 @@ struct Q8Block {
   __m512i w[8];
   __m512 d, total;
 
-  KVD_MEMBER Q8Block(const std::uint8_t* panel, std::size_t b) {
+  using Together = Alone;
+  KVD_MEMBER Q8Block(const std::uint8_t* panel, std::size_t b, const Alone&) {
     const std::uint8_t* block = panel + units_at(kType, b);
     const __m512i first = load_signed(block, 0, w), second = load_signed(block, 1, w);
     d = half16(block + 512);
@@ -179,7 +193,8 @@ struct Q6Block {
   __m512i w[8];
   __m512 d[2], total;
 
-  KVD_MEMBER Q6Block(const std::uint8_t* panel, std::size_t b) {
+  using Together = Alone;
+  KVD_MEMBER Q6Block(const std::uint8_t* panel, std::size_t b, const Alone&) {
     const std::uint8_t* block = panel + units_at(kType, b);
     total = _mm512_setzero_ps();
     for (std::size_t half = 0; half < 2; ++half) {
@@ -239,16 +254,21 @@ void tile_quantized(const Tile& tile, __m512* out) {
     sums[t] = _mm512_setzero_ps();
   }
   BlockPlaces at(tile.columns);
-  for (std::size_t b = 0; b < blocks; ++b) {
-    if constexpr (T <= kFewTokens) ask_for_block<Block::kType>(tile.panel, b);
-    const Block block(tile.panel, b);
-    constexpr std::size_t kWhole = T / kAtOnce * kAtOnce;
+  using Together = typename Block::Together;
+  for (std::size_t first = 0; first < blocks; first += Together::kBlocks) {
+    const Together together(tile.panel, first);
+#pragma GCC unroll 2
+    for (std::size_t i = 0; i < Together::kBlocks; ++i) {
+      if constexpr (T <= kFewTokens) ask_for_block<Block::kType>(tile.panel, first + i);
+      const Block block(tile.panel, first + i, together);
+      constexpr std::size_t kWhole = T / kAtOnce * kAtOnce;
 #pragma GCC unroll 16
-    for (std::size_t t = 0; t < kWhole; t += kAtOnce) {
-      add_tokens<kAtOnce>(block, row + t, at, sums + t);
+      for (std::size_t t = 0; t < kWhole; t += kAtOnce) {
+        add_tokens<kAtOnce>(block, row + t, at, sums + t);
+      }
+      if constexpr (T > kWhole) add_tokens<T - kWhole>(block, row + kWhole, at, sums + kWhole);
+      at.next();
     }
-    if constexpr (T > kWhole) add_tokens<T - kWhole>(block, row + kWhole, at, sums + kWhole);
-    at.next();
   }
   for (std::size_t t = 0; t < T; ++t) out[t] = sums[t];
 }

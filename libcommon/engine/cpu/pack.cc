@@ -96,25 +96,25 @@ void pack_wide(const Tensor& tensor, PanelType type, std::uint64_t row, std::uin
   }
 }
 
-// Rows come in order: two share a byte of scales, which the first of them begins.
 void pack_q4_k(const Tensor& tensor, std::uint64_t row, std::uint32_t r, std::byte* panel) {
   const std::uint64_t blocks = tensor.columns() / kBlock;
   const std::byte* from = tensor.data + row * (tensor.bytes / tensor.rows());
-  for (std::uint64_t b = 0; b < blocks; ++b) {
-    if (b % kQ4KBlocks == 0) {
-      std::byte* super = panel + q4k_super_at(b);
-      const std::byte* halves = from + b / kQ4KBlocks * 144;
-      std::memcpy(super + 2 * r, halves, 2);
-      std::memcpy(super + 32 + 2 * r, halves + 2, 2);
+  for (std::uint64_t first = 0; first < blocks; first += kQ4KBlocks) {
+    std::byte* super = panel + q4k_super_at(first);
+    const std::byte* halves = from + first / kQ4KBlocks * 144;
+    std::memcpy(super + 2 * r, halves, 2);
+    std::memcpy(super + 32 + 2 * r, halves + 2, 2);
+    std::uint32_t words[4] = {};
+    for (std::uint32_t i = 0; i < kQ4KBlocks; ++i) {
+      const Q4KColumns block = read_q4_k(from, first + i);
+      words[i / 2] |= (block.scale | block.minimum << 6) << (i % 2 * 12);
+      put_nibbles([&block](std::uint32_t column) -> unsigned { return block.q[column]; }, r,
+                  panel + units_at(PanelType::kQ4K, first + i));
     }
-    const Q4KColumns block = read_q4_k(from, b);
-    std::byte* scales = panel + q4k_scales_at(b);
-    scales[r] = static_cast<std::byte>((block.scale & 15U) | (block.minimum & 15U) << 4);
-    const auto upper = static_cast<std::byte>(block.scale >> 4 | block.minimum >> 4 << 2);
-    std::byte& pair = scales[16 + r / 2];
-    pair = r % 2 == 0 ? upper : pair | upper << 4;
-    put_nibbles([&block](std::uint32_t column) -> unsigned { return block.q[column]; }, r,
-                panel + units_at(PanelType::kQ4K, b));
+    for (std::uint32_t i = 0; i < 3; ++i) {
+      const std::uint32_t word = words[i] | (words[3] >> (8 * i) & 255U) << 24;
+      std::memcpy(super + kQ4KHalves + std::size_t{64} * i + std::size_t{4} * r, &word, 4);
+    }
   }
 }
 

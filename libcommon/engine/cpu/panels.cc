@@ -23,12 +23,14 @@ Scales q4_scales(PanelType type, const std::byte* panel, std::size_t b, std::uin
     return {half_to_float(read_u16(at)), half_to_float(read_u16(at + 32))};
   }
   const std::byte* halves = panel + q4k_super_at(b) + std::size_t{2} * r;
-  const std::byte* packed = panel + q4k_scales_at(b);
-  const auto low = static_cast<unsigned>(packed[r]);
-  const unsigned upper = static_cast<unsigned>(packed[16 + r / 2]) >> (r % 2 * 4);
-  const unsigned scale = (low & 15U) | (upper & 3U) << 4, minimum = low >> 4 | (upper & 12U) << 2;
-  return {half_to_float(read_u16(halves)) * static_cast<float>(scale),
-          -(half_to_float(read_u16(halves + 32)) * static_cast<float>(minimum))};
+  std::uint32_t words[4] = {};
+  for (std::size_t i = 0; i < 3; ++i) {
+    std::memcpy(&words[i], panel + q4k_super_at(b) + kQ4KHalves + i * 64 + std::size_t{4} * r, 4);
+    words[3] |= words[i] >> 24 << (8 * i);
+  }
+  const std::uint32_t scales = words[b % kQ4KBlocks / 2] >> (b % 2 * 12);
+  return {half_to_float(read_u16(halves)) * static_cast<float>(scales & 63U),
+          -(half_to_float(read_u16(halves + 32)) * static_cast<float>(scales >> 6 & 63U))};
 }
 
 // Row r of one block to out[column * stride].

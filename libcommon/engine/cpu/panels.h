@@ -7,13 +7,12 @@
 //     in the low nibbles and 8i+4..8i+7 in the high ones; then 16 f16 d, 16 f16 m; w = d * q + m.
 //     Q4_0's w = d * (q - 8) is stored with m = -8 d, which f16 holds exactly.
 //   kQ4K (Q4_K), super-blocks of eight blocks, 2304 bytes, the file's 4.5 bits a weight: 16 f16 d,
-//     16 f16 dmin; 24 bytes of scales for each block; 256 bytes of units, as kQ4's, for each block.
-//     Of the 6-bit scale and minimum of row r, byte r of the scales has the low four bits, in its
-//     low and its high nibble; byte 16 + r / 2 has the upper two bits, the scale's below the
-//     minimum's, in its low nibble for even r and in its high one for odd. w = (d * scale) * q -
-//     (dmin * minimum) in f32, which holds the products exactly. Where weights become floats
-//     (scalar, AMX) only the difference is rounded, alike on both; int8 paths use the same two
-//     products.
+//     16 f16 dmin; three times 16 u32 of scales, one for each row; 256 bytes of units, as kQ4's,
+//     for each block. A block's scales are 12 bits: the scale, and above it the minimum. Word i of
+//     a row has blocks 2i and 2i + 1 in its lower three bytes; the fourth bytes of the three have
+//     blocks 6 and 7 in the same order. w = (d * scale) * q - (dmin * minimum) in f32, which holds
+//     the products exactly. Where weights become floats (scalar, AMX) only the difference is
+//     rounded, alike on both; int8 paths use the same two products.
 //   kQ8 (Q8_0, Q5_0), 544 bytes: 8 units of 16 rows x 4 bytes, signed; then 16 f16 d; w = d * q.
 //   kQ5 (Q5_1, Q5_K), 576 bytes: 8 units of bytes 0 to 31; then 16 f16 d, 16 f16 m; w = d * q + m.
 //   kQ6 (Q6_K), 576 bytes: 8 units of bytes -32 to 31; then 16 f16 d of the first 16 columns and 16
@@ -41,8 +40,8 @@ constexpr std::uint32_t kQ4BlockBytes = 320;
 constexpr std::uint32_t kQ8BlockBytes = 544;
 constexpr std::uint32_t kWideBlockBytes = 576;                              // kQ5, kQ6
 constexpr std::uint32_t kQ4KBlocks = 8;                                     // in a super-block
-constexpr std::uint32_t kQ4KHalves = 64, kQ4KScales = 24, kQ4KUnits = 256;  // bytes
-constexpr std::uint32_t kQ4KBytes = kQ4KHalves + kQ4KBlocks * (kQ4KScales + kQ4KUnits);
+constexpr std::uint32_t kQ4KHalves = 64, kQ4KWords = 192, kQ4KUnits = 256;  // bytes
+constexpr std::uint32_t kQ4KBytes = kQ4KHalves + kQ4KWords + kQ4KBlocks * kQ4KUnits;
 static_assert(kQ4KBytes == 2304);
 
 struct Matrix {
@@ -69,15 +68,12 @@ static constexpr std::uint32_t block_bytes(PanelType type) {
          : type == PanelType::kQ8  ? kQ8BlockBytes
                                    : kWideBlockBytes;
 }
-// Where in a panel of kQ4K the super-block of block b is, and the block's scales.
+// Where in a panel of kQ4K the super-block of block b is.
 static constexpr std::size_t q4k_super_at(std::size_t b) { return b / kQ4KBlocks * kQ4KBytes; }
-static constexpr std::size_t q4k_scales_at(std::size_t b) {
-  return q4k_super_at(b) + kQ4KHalves + b % kQ4KBlocks * kQ4KScales;
-}
 // Where in a panel of a quantized type the units of block b are.
 static constexpr std::size_t units_at(PanelType type, std::size_t b) {
   if (type != PanelType::kQ4K) return b * block_bytes(type);
-  return q4k_super_at(b) + kQ4KHalves + kQ4KBlocks * kQ4KScales + b % kQ4KBlocks * kQ4KUnits;
+  return q4k_super_at(b) + kQ4KHalves + kQ4KWords + b % kQ4KBlocks * kQ4KUnits;
 }
 
 // With one token or a few, a panel is used once, as fast as memory gives it. Asks for a whole block
@@ -90,9 +86,7 @@ static constexpr std::size_t units_at(PanelType type, std::size_t b) {
 template <PanelType kType>
 [[gnu::always_inline]] static inline void ask_for_block(const std::uint8_t* panel, std::size_t b) {
   if constexpr (kType == PanelType::kQ4K) {
-    if (b % kQ4KBlocks == 0) {
-      ask_for(panel + q4k_super_at(b), kQ4KHalves + kQ4KBlocks * kQ4KScales);
-    }
+    if (b % kQ4KBlocks == 0) ask_for(panel + q4k_super_at(b), kQ4KHalves + kQ4KWords);
     ask_for(panel + units_at(kType, b), kQ4KUnits);
   } else {
     ask_for(panel + units_at(kType, b), block_bytes(kType));

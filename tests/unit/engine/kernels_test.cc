@@ -456,11 +456,16 @@ TEST_CASE("kernels: a panel of Q4_K has the file's bits, 4.5 a weight") {
     for (std::size_t g = 0; g < 8; ++g) {
       CAPTURE(row, g);
       const std::size_t low = 8 * g + (g < 4 ? 32 : 64), top = 8 * g + (g < 4 ? 32 + 4 : 6);
-      const std::byte* scales = packed + 64 + 24 * g;
-      REQUIRE(bits(scales, 8 * r, 4) == bits(from, low, 4));
-      REQUIRE(bits(scales, 8 * r + 4, 4) == bits(from, low + (g < 4 ? 32 : 4), 4));
-      REQUIRE(bits(scales, 128 + 4 * r, 2) == bits(from, top, 2));
-      REQUIRE(bits(scales, 128 + 4 * r + 2, 2) == bits(from, top + 32, 2));
+      unsigned scales = 0;
+      for (std::size_t bit = 0; bit < 12; ++bit) {
+        const std::size_t n = g % 2 * 12 + bit;
+        const std::size_t word = g < 6 ? g / 2 : n / 8, place = g < 6 ? n : 24 + n % 8;
+        scales |= bits(packed + 64 + 64 * word, 32 * r + place, 1) << bit;
+      }
+      REQUIRE((scales & 15U) == bits(from, low, 4));
+      REQUIRE((scales >> 4 & 3U) == bits(from, top, 2));
+      REQUIRE((scales >> 6 & 15U) == bits(from, low + (g < 4 ? 32 : 4), 4));
+      REQUIRE(scales >> 10 == bits(from, top + 32, 2));
       const std::byte* units = packed + 256 + 256 * g;
       for (std::size_t k = 0; k < 32; ++k) {
         const std::byte* byte = units + k / 8 * 64 + std::size_t{4} * r + k % 4;
