@@ -74,8 +74,7 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
     }
   }
 
-  const bool streams = !capabilities.rdma && !capabilities.target_copies;
-  const std::uint64_t small_below = streams ? most / 2 + 1 : kSmallBytes;
+  const std::uint64_t small_below = capabilities.rdma ? kSmallBytes : most / 2 + 1;
   const auto small_ones = static_cast<std::size_t>(std::count_if(
       pieces.begin(), pieces.end(), [&](const Piece& p) { return p.bytes < small_below; }));
   std::vector<fabric::QueuedWrite> writes;
