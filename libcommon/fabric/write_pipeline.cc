@@ -33,9 +33,9 @@ WritePipeline::WritePipeline(Endpoint* endpoint, PeerHandle peer, const Capabili
       posted_(std::bit_ceil(2 * std::size_t{std::max(1u, capabilities.max_inflight_ops)})),
       next_context_(first_context()) {}
 
-void WritePipeline::enqueue(StreamId stream, QueuedWrite write, bool next) {
+void WritePipeline::enqueue(StreamId stream, QueuedWrite write) {
   Stream& entry = streams_[stream];
-  if (entry.queued() == 0) turn_.insert(next ? turn_.begin() : turn_.end(), stream);
+  if (entry.queued() == 0) turn_.insert(write.urgent ? turn_.begin() : turn_.end(), stream);
   entry.queue.push_back(std::move(write));
   ++queued_ops_;
 }
@@ -74,8 +74,9 @@ void WritePipeline::pump() {
                                  format_bytes(capabilities_.max_inflight_bytes) + " in flight");
       return;
     }
+    const std::uint64_t counted = write.urgent ? 0 : bytes;
     if (inflight_ops_ >= capabilities_.max_inflight_ops ||
-        inflight_bytes_ + bytes > capabilities_.max_inflight_bytes) {
+        inflight_bytes_ + counted > capabilities_.max_inflight_bytes) {
       return;
     }
     // Where writes complete out of order an old one may still hold the next cell.
@@ -100,10 +101,10 @@ void WritePipeline::pump() {
       return;
     }
     stuck_since_ = {0};
-    cell_of(next_context_) = {next_context_, id, write.tag, bytes, now};
+    cell_of(next_context_) = {next_context_, id, write.tag, bytes, write.urgent, now};
     ++next_context_;
     ++inflight_ops_;
-    inflight_bytes_ += bytes;
+    inflight_bytes_ += counted;
     ++stream.inflight;
     ++stream.next;
     --queued_ops_;
@@ -123,7 +124,7 @@ std::optional<WriteResult> WritePipeline::on_completion(const Completion& comple
   const Posted posted = cell;
   cell.context = 0;
   --inflight_ops_;
-  inflight_bytes_ -= posted.bytes;
+  if (!posted.urgent) inflight_bytes_ -= posted.bytes;
   // Something moves: EAGAIN starts to count anew.
   stuck_since_ = {0};
   if (auto stream = streams_.find(posted.stream); stream != streams_.end()) {

@@ -35,6 +35,10 @@ struct QueuedWrite {
   bool delivery_complete = false;
   std::optional<std::uint64_t> remote_data{};
   std::uint64_t tag = 0;  // the caller's, comes back
+  // Some hundred bytes that somebody waits for, as a commit record: it has the next turn, if
+  // nothing of its stream is queued before it, and is no part of the bytes in flight, so that it
+  // neither waits for large writes nor makes them wait.
+  bool urgent = false;
 };
 
 struct WriteResult {
@@ -51,8 +55,7 @@ class WritePipeline {
   WritePipeline(Endpoint* endpoint, PeerHandle peer, const Capabilities& capabilities,
                 const Clock* clock, Duration post_timeout);
 
-  // `next`: it has the next turn, if nothing of its stream is queued before it.
-  void enqueue(StreamId stream, QueuedWrite write, bool next = false);
+  void enqueue(StreamId stream, QueuedWrite write);
   // Drops what is queued and not posted; returns how many. Posted writes of the stream still
   // complete.
   std::size_t purge(StreamId stream);
@@ -88,6 +91,7 @@ class WritePipeline {
     StreamId stream = 0;
     std::uint64_t tag = 0;
     std::uint64_t bytes = 0;
+    bool urgent = false;
     TimePoint posted{0};
   };
   Posted& cell_of(std::uint64_t context) { return posted_[context & (posted_.size() - 1)]; }
@@ -103,7 +107,8 @@ class WritePipeline {
       posted_;  // by context, modulo its size: a power of two, never more than half full
   std::uint64_t next_context_ = 1;
   std::size_t inflight_ops_ = 0, queued_ops_ = 0;
-  std::uint64_t inflight_bytes_ = 0, bytes_completed_ = 0, writes_completed_ = 0;
+  std::uint64_t inflight_bytes_ = 0;  // without urgent ones
+  std::uint64_t bytes_completed_ = 0, writes_completed_ = 0;
   TimePoint stuck_since_{0};
   Status health_;
 };

@@ -89,9 +89,8 @@ void KvSender::Impl::enqueue_control(SenderRoom* room, Tag tag) {
       write.remote_data = proto::remote_data(room->slot, room->generation);
     }
   }
-  // Before other rooms' pages, of which each may be 4 MiB: it is small, somebody waits for it, and
-  // a drain has a deadline.
-  link.pipeline->enqueue(room->id.value, std::move(write), true);
+  write.urgent = true;  // decode waits for it, and a drain has a deadline
+  link.pipeline->enqueue(room->id.value, std::move(write));
 }
 
 // The record goes when the last page is posted (ordered streams) or has completed (the others).

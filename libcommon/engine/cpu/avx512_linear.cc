@@ -259,6 +259,7 @@ void tile_quantized(const Tile& tile, __m512* out) {
     const Together together(tile.panel, first);
 #pragma GCC unroll 2
     for (std::size_t i = 0; i < Together::kBlocks; ++i) {
+      // Both of a pair asked for before its scales are read: 6 % slower.
       if constexpr (T <= kFewTokens) ask_for_block<Block::kType>(tile.panel, first + i);
       const Block block(tile.panel, first + i, together);
       constexpr std::size_t kWhole = T / kAtOnce * kAtOnce;

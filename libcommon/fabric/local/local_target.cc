@@ -9,7 +9,8 @@
 namespace kvd::fabric::local {
 namespace {
 
-// Bytes after which poll() returns to its event loop: some 100 us.
+// Bytes after which no further write is begun, of which each may be 1 MiB: poll() returns to its
+// event loop after some 100 us.
 constexpr std::uint64_t kCopyBudget = 512 * 1024;
 
 // One load of each word: the peer may be writing to it.

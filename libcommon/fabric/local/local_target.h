@@ -26,8 +26,8 @@ class Target {
                                                 const Packet& packet);
   explicit Target(Fd socket) : line_(std::move(socket)) {}
 
-  // Copies what the peer has put, at most about kCopyBudget bytes; signals and, last, a fault go to
-  // `out`.
+  // Copies what the peer has put, write by write until kCopyBudget bytes are copied; signals and,
+  // last, a fault go to `out`.
   std::size_t copy(const TargetTable& regions, std::span<Completion> out);
   // Reads the socket: doorbells, the end.
   void service();

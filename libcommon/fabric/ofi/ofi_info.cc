@@ -19,12 +19,10 @@ constexpr std::uint64_t kMaxWriteBytes = 1u << 20;
 // On TCP the receiver takes a write's header and its first 9000 bytes through a buffer of the
 // provider's, so that fewer, larger writes move faster: pages of 720 KiB at 7.2 to 7.4 GB/s in
 // writes of four, 6.3 to 6.7 one by one (CPUs on one cache). Closing the endpoint fences all the
-// same, and no more pages are in flight: 4 MiB, and beside them commit records. A record that
-// waited for the pages before it would hold up those behind it until it is answered (pages of 64
-// KiB in one write of 4 MiB a request: 6.2 GB/s, beside them 6.5; of 720 KiB, 16 a request: 6.7
-// and 7.2).
+// same, and no more bytes are in flight.
 constexpr std::uint64_t kMaxTcpWriteBytes = 4u << 20;
-constexpr std::uint64_t kTcpInflightBytes = kMaxTcpWriteBytes + (64u << 10);
+constexpr std::uint64_t kTcpInflightBytes = 4u << 20;
+static_assert(kMaxTcpWriteBytes <= kTcpInflightBytes);
 
 bool is_tcp(const std::string& provider) { return provider.starts_with("tcp"); }
 // Providers whose addresses are IP addresses; efa and cxi have their own and take only a device.

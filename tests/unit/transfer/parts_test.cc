@@ -301,6 +301,27 @@ TEST_CASE(
   CHECK(streamed[1].local[1].bytes == 256 << 10);
 }
 
+TEST_CASE("write plan: sixteen pages of 64 KiB share a write on local") {
+  const kv::KvLayout layout = layout_of(2, 4, 64);
+  REQUIRE(layout.page_bytes() == 64 << 10);
+  TestPool pool(layout, 40);
+  std::vector<PageIndex> source, destination;
+  for (PageIndex i = 0; i < 20; ++i) {
+    source.push_back(2 * i);
+    destination.push_back(39 - 2 * i);
+  }
+  fabric::Capabilities local = capabilities_of(16);
+  local.target_copies = true;
+  const PageMap map{&pool.pool, source, destination, {0, 1 << 30, 1}};
+  const auto writes = plan_writes(map, {0, 2}, 0, 20, local);
+  REQUIRE(writes.size() == 2);
+  CHECK(writes[0].local.size() == 16);
+  CHECK(writes[1].local.size() == 4);
+  std::uint64_t most = 0;
+  CHECK(bytes_written(writes, &most).size() * 64 == 20 * layout.page_bytes());
+  CHECK(most == 1 << 20);
+}
+
 TEST_CASE("write plan: pieces of up to half of the largest write share one on TCP") {
   const auto heads = GENERATE(16u, 18u, 20u);  // pages of 512, 576 and 640 KiB
   const kv::KvLayout layout = layout_of(4, heads, 64);
