@@ -36,6 +36,7 @@ KVD_INLINE __m512 half16(const std::uint8_t* at) {
 
 // What two neighbours' scales are made of: those of block b (even) of a panel of kQ4K and the next.
 struct Q4KPair {
+  static constexpr std::size_t kBlocks = 2;
   __m512 d, dmin;
   __m512i bits;  // of the first in the lowest 12, of the second above
 

@@ -63,14 +63,10 @@ struct BlockPlaces {
   }
 };
 
-// What blocks that are taken together share: nothing, one by one.
+// What blocks that are taken together share (Q4KPair): nothing, one by one.
 struct Alone {
   static constexpr std::size_t kBlocks = 1;
   KVD_MEMBER Alone(const std::uint8_t*, std::size_t) {}
-};
-struct Q4KTogether : Q4KPair {
-  static constexpr std::size_t kBlocks = 2;
-  using Q4KPair::Q4KPair;
 };
 
 // A block of a panel is eight units of unsigned bytes. Of each token it makes kDots integer sums,
@@ -129,8 +125,8 @@ struct Q4Block : UnsignedBlock<kOffsets> {
 template <bool kOffsets>
 struct Q4KBlock : UnsignedBlock<kOffsets> {
   static constexpr PanelType kType = PanelType::kQ4K;
-  using Together = Q4KTogether;
-  KVD_MEMBER Q4KBlock(const std::uint8_t* panel, std::size_t b, const Q4KTogether& pair) {
+  using Together = Q4KPair;
+  KVD_MEMBER Q4KBlock(const std::uint8_t* panel, std::size_t b, const Q4KPair& pair) {
     this->set_nibbles(panel + units_at(kType, b));
     const Q4KScales scales = q4k_scales(pair, b % 2 != 0);
     this->set_scales(scales.d, scales.m);
