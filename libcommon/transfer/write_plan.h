@@ -22,7 +22,9 @@
 namespace kvd::transfer {
 
 constexpr std::uint64_t kMaxUnitBytes = 1u << 20;
-constexpr std::uint64_t kSmallBytes = 64u << 10;  // pieces below it, on a NIC
+// Pieces below it share a write where a NIC writes; units below it have one line in a sampled
+// digest (digest.h).
+constexpr std::uint64_t kSmallBytes = 64u << 10;
 
 // Bytes [begin, end) of a page.
 struct PageUnit {
