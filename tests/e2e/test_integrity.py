@@ -87,10 +87,16 @@ def another_pair(start, want):
     wait_until("the router is healthy", lambda: request(route.http + "/health")[0] == 200)
     for base in (decode.http, route.http):
         before = injected(bad)
-        for _ in range(6):
+
+        def right_and_asked():
             got = complete(base, **ASK)["choices"][0]["text"]
             check(got == want, "wrong text: %r" % got)
-        check(injected(bad) > before, "the bad prefill was never asked")
+            return injected(bad) > before
+
+        for _ in range(6):
+            right_and_asked()
+        # Its link ended with the last room: it is asked again only once it has a new one.
+        wait_until("the bad prefill is asked", right_and_asked)
     nothing_left(decode, bad, good)
     print("one bad prefill of two: %d rooms spoilt, all answers right" % injected(bad))
 
