@@ -34,7 +34,7 @@ struct Share {
   double part = 0;
 };
 // Decode: bytes of weights and KV that a step reads. Prefill: products of the layers' matrices,
-// with the time of attention in it; kMatrices: nearly without.
+// with the time of all else in it; kMatrices: without.
 Share share_of(const EngineReport& report, const SpeedFigure& figure);
 
 // An earlier result: a document of `kvd-bench engine --json`, or an object that has numbers by

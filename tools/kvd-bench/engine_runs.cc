@@ -17,8 +17,6 @@ using engine::Segment;
 
 // Steps of a decode run: long enough to be timed, short beside the contexts.
 constexpr std::uint32_t kStepsAlone = 128, kStepsBatched = 64;
-// Of the prompts of matrices(): their attention is next to nothing, and one page has each of them.
-constexpr std::uint32_t kShortPrompt = 32;
 
 std::uint32_t steps_for(std::uint32_t batch) { return batch == 1 ? kStepsAlone : kStepsBatched; }
 
@@ -88,8 +86,7 @@ Status EngineRuns::allocate(const EngineBenchOptions& options) {
   const kv::KvLayout& layout = model_->layout();
   const std::uint32_t sequences = std::max(1U, longest(options.batches));
   pages_each_ = layout.pages_for(std::max(generated, prompt));
-  const std::uint64_t count =
-      std::max<std::uint64_t>(std::uint64_t{pages_each_} * sequences, chunk_ / kShortPrompt + 1);
+  const std::uint64_t count = std::uint64_t{pages_each_} * sequences;
   const std::uint64_t bytes = count * layout.page_bytes();
   if (const std::uint64_t free = available_memory(); bytes > free / 10 * 9) {
     return {StatusCode::kResourceExhausted,
@@ -106,7 +103,7 @@ Status EngineRuns::allocate(const EngineBenchOptions& options) {
   for (std::uint32_t s = 0; s < sequences; ++s) {
     for (std::uint32_t p = 0; p < pages_each_; ++p) pages_.push_back(p * sequences + s);
   }
-  const std::uint32_t longest_prompt = std::max({context, prompt, kShortPrompt});
+  const std::uint32_t longest_prompt = std::max(context, prompt);
   for (std::uint32_t i = 0; i < longest_prompt; ++i) prompt_.push_back(token(i));
   return {};
 }
@@ -149,22 +146,10 @@ SpeedFigure EngineRuns::prefill(std::uint32_t tokens, const SampleLimits& limits
 }
 
 SpeedFigure EngineRuns::matrices(const SampleLimits& limits) {
-  const std::uint32_t prompts = std::max(1U, chunk_ / kShortPrompt);
-  std::vector<PageIndex> pages(prompts);
-  std::vector<Segment> segments;
-  for (std::uint32_t s = 0; s < prompts; ++s) {
-    pages[s] = s;
-    segments.push_back({{prompt_.data(), kShortPrompt}, 0, {&pages[s], 1}, false, s, {}});
-  }
-  const auto run = [&] {
-    std::span<const float> logits;
-    model_->forward(segments, nullptr, &logits);
-  };
-  const std::uint32_t tokens = prompts * kShortPrompt;
-  SpeedFigure figure = speed(sample(limits, nullptr, run), tokens);
+  SpeedFigure figure =
+      speed(sample(limits, nullptr, [&] { model_->multiply_layers(chunk_); }), chunk_);
   figure.kind = SpeedFigure::Kind::kMatrices;
-  figure.tokens = tokens;
-  computed_ = 0;
+  figure.tokens = chunk_;
   return figure;
 }
 

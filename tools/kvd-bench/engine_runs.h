@@ -34,11 +34,10 @@ struct EngineBenchOptions {
 
 // Tokens a second, of all sequences together.
 struct SpeedFigure {
-  // kMatrices: a step of as many prompt tokens as a chunk has, in prompts of 32, so that nearly all
-  // of its time goes into the layers' matrices.
+  // kMatrices: nothing but the products of a chunk of a prompt with the layers' matrices.
   enum class Kind { kPrefill, kMatrices, kDecode };
   Kind kind = Kind::kPrefill;
-  std::uint32_t tokens = 0;   // of the prompt; kMatrices: of all prompts
+  std::uint32_t tokens = 0;   // of the prompt; kMatrices: of the chunk
   std::uint32_t batch = 0;    // decode: sequences
   std::uint32_t context = 0;  // decode: tokens in the KV of each before the first step
   std::uint32_t steps = 0;    // decode: a run

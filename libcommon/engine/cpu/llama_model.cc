@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <initializer_list>
 #include <new>
 #include <utility>
 
@@ -95,13 +96,14 @@ class LlamaModel final : public CpuModel {
   std::uint64_t weight_bytes() const override { return weights_.bytes; }
   std::string kernels() const override { return kernels_.name; }
   void adopt_thread() override { pool_->pin_caller(); }
+  void multiply_layers(std::uint32_t rows) override;
   void attach_pool(std::byte* base, std::uint32_t) override { pool_base_ = base; }
   std::vector<StepError> forward(std::span<const Segment> segments,
                                  const std::function<void(std::uint32_t)>& on_layer,
                                  std::span<const float>* logits) override;
 
  private:
-  void reserve();
+  void reserve(std::size_t rows, std::size_t wanted);
   void run(std::uint32_t thread, const std::function<void(std::uint32_t)>& on_layer);
   // Phases. Each is called by all threads alike.
   struct Worker {
@@ -182,14 +184,13 @@ std::vector<Model::StepError> LlamaModel::forward(
     std::span<const Segment> segments, const std::function<void(std::uint32_t)>& on_layer,
     std::span<const float>* logits) {
   plan_.build(segments, layout_.page_size, config_.kv_heads, config_.group(), pool_->size());
-  reserve();
+  reserve(plan_.rows(), plan_.wanted().size());
   if (plan_.rows() != 0) pool_->run([&](std::uint32_t thread) { run(thread, on_layer); });
   *logits = {logits_.get(), plan_.wanted().size() * config_.vocab};
   return {};
 }
 
-void LlamaModel::reserve() {
-  const std::size_t rows = plan_.rows(), wanted = plan_.wanted().size();
+void LlamaModel::reserve(std::size_t rows, std::size_t wanted) {
   const Kernels& kernels = kernels_for(rows);
   const std::size_t kv_width = std::size_t{config_.kv_heads} * config_.head_dim;
   const std::uint32_t q_width = config_.heads * config_.head_dim;
@@ -205,6 +206,33 @@ void LlamaModel::reserve() {
   gate_.reserve(config_.ffn, rows, kernels);
   last_.reserve(config_.hidden, wanted, kernels_for(wanted));
   logits_.reserve(wanted * config_.vocab);
+}
+
+void LlamaModel::multiply_layers(std::uint32_t rows) {
+  if (rows == 0) return;
+  reserve(rows, 0);
+  const Kernels& kernels = kernels_for(rows);
+  for (const Rows* input : {&normed_, &attended_, &gate_}) {
+    for (std::uint32_t row = 0; row < rows; ++row) {
+      for (std::uint32_t i = 0; i < input->columns; ++i) {
+        input->row(row)[i] = static_cast<float>((row + i * 97) % 255) / 64 - 2;
+      }
+      quantize(kernels, *input, row, kWithOffsets);
+    }
+  }
+  std::fill_n(residual_.get(), std::size_t{rows} * config_.hidden, 0.0F);
+  pool_->run([&](std::uint32_t thread) {
+    Worker worker{thread, scratch_[thread].get(), nullptr};
+    const auto times = [&](const Activations& in, std::initializer_list<Product> products,
+                           bool add) { multiply(worker, in, products, rows, add); };
+    for (const LlamaLayer& layer : weights_.layers) {
+      times(normed_.activations(kWithOffsets),
+            {{&layer.q, query_.get()}, {&layer.k, key_.get()}, {&layer.v, value_.get()}}, false);
+      times(attended_.activations(), {{&layer.attn_output, residual_.get()}}, true);
+      times(normed_.activations(), {{&layer.gate, gate_.row(0)}, {&layer.up, up_.get()}}, false);
+      times(gate_.activations(kWithOffsets), {{&layer.down, residual_.get()}}, true);
+    }
+  });
 }
 
 // The whole pass, as every thread runs it.

@@ -37,6 +37,10 @@ class CpuModel : public Model {
   virtual std::string kernels() const = 0;
   // Pins the calling thread, which from now on calls forward().
   virtual void adopt_thread() = 0;
+  // The products of a step of `rows` tokens with the layers' matrices, on all threads, and nothing
+  // else, of made-up activations: for those who measure. What it computes is thrown away; forward()
+  // is none the wiser.
+  virtual void multiply_layers(std::uint32_t rows) = 0;
 };
 
 // `file` is not needed afterwards. Errors as LlamaWeights::load(), and kInvalidArgument for kernels

@@ -271,6 +271,23 @@ TEST_CASE("model: when a layer is reported its K and V are in the pages and stay
   }
 }
 
+TEST_CASE("model: products that are only timed leave the steps and the pool alone") {
+  TinyLlama tiny;
+  tiny.make();
+  const std::vector<TokenId> tokens = draw_tokens(40, tiny.vocab);
+  for (const std::string& kernels : cpu::available_kernels()) {
+    CAPTURE(kernels);
+    Rig rig(tiny, kernels);
+    const auto pages = rig.pages(5, 3);
+    rig.model().multiply_layers(3);
+    const Logits before = rig.run(tokens, 20, pages);
+    const std::vector<std::byte> pool = rig.pool();
+    for (const std::uint32_t rows : {0U, 1U, 64U, 9U}) rig.model().multiply_layers(rows);
+    CHECK(rig.pool() == pool);
+    CHECK(rig.run(tokens, 20, pages) == before);
+  }
+}
+
 std::string refusal(const std::vector<std::byte>& bytes, const std::string& kernels = "") {
   Result<Gguf> file = Gguf::parse(bytes, "m.gguf");
   REQUIRE(file.ok());
