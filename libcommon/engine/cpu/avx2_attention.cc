@@ -16,11 +16,6 @@ constexpr float kNothing = -__builtin_inff();
 
 KVD_INLINE std::uint32_t least(std::uint32_t a, std::uint32_t b) { return a < b ? a : b; }
 
-KVD_INLINE const std::byte* token_at(const KvView& kv, std::size_t offset, std::uint32_t token) {
-  return kv.pool + kv.pages[token / kv.page_size] * kv.page_bytes + offset +
-         std::size_t{token % kv.page_size} * kv.head_dim * 2;
-}
-
 // `count` token rows of a block to floats, even elements of each 16 first. Asks for the same rows
 // of the next block where there are any up to `last`: pages of a decode step are far from the
 // cache.

@@ -13,13 +13,11 @@
 namespace kvd::engine::cpu::avx512 {
 namespace {
 
-constexpr std::uint32_t kTile = 6;                // query rows
-constexpr std::uint32_t kScores = kKvBlock / 16;  // registers of a row's scores
-
-KVD_INLINE const std::byte* token_at(const KvView& kv, std::size_t offset, std::uint32_t token) {
-  return kv.pool + kv.pages[token / kv.page_size] * kv.page_bytes + offset +
-         std::size_t{token % kv.page_size} * kv.head_dim * 2;
-}
+constexpr std::uint32_t kTile = 6;                           // query rows
+constexpr std::uint32_t kScores = kKvBlock / 16;             // registers of a row's scores
+constexpr std::uint32_t kRun = 16, kRuns = kKvBlock / kRun;  // tokens read at a time
+// Runs asked for before they are read: about as many lines as a CPU can wait for at a time.
+constexpr std::uint32_t kAhead = 2;
 
 // 16 x 16 words: column i of the rows becomes r[i].
 KVD_INLINE void transpose(__m512i (&r)[16]) {
@@ -86,24 +84,27 @@ struct InPages {
   const KvView& kv;
   std::uint32_t first, count, last;
 
-  // The keys or values of 16 tokens from the block's token `run` on. Asks for those of the next
-  // block, so that a decode step does not wait for its pages.
-  KVD_MEMBER const std::byte* run(std::size_t offset, std::uint32_t run) const {
-    if (first + run + kKvBlock <= last) {
-      const auto* next =
-          reinterpret_cast<const char*>(token_at(kv, offset, first + run + kKvBlock));
-      for (std::size_t i = 0; i < std::size_t{16} * kv.head_dim * 2; i += 64) {
-        _mm_prefetch(next + i, _MM_HINT_T1);
-      }
-    }
-    return token_at(kv, offset, first + run);
+  // A block is read in runs of 16 tokens, four of keys, then four of values. This asks for a run of
+  // it or of the next block: pages of a decode step are far from the cache.
+  KVD_MEMBER void ask_for(std::uint32_t run) const {
+    const std::uint32_t token = first + run / (2 * kRuns) * kKvBlock + run % kRuns * kRun;
+    if (token > last) return;
+    const std::size_t offset = run / kRuns % 2 == 0 ? kv.key_offset : kv.value_offset;
+    const auto* at = reinterpret_cast<const char*>(token_at(kv, offset, token));
+    const std::size_t bytes = std::size_t{kRun} * kv.head_dim * 2;
+    for (std::size_t i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
+  }
+  // The keys of 16 tokens from the block's token `at` on.
+  KVD_MEMBER const std::byte* keys(std::uint32_t at) const {
+    ask_for(at / kRun + kAhead);
+    return token_at(kv, kv.key_offset, first + at);
   }
   template <std::uint32_t T>
   KVD_MEMBER void score(const std::uint32_t* const (&query)[T],
                         __m512 (&scores)[T][kScores]) const {
     const std::uint32_t pairs = kv.head_dim / 2;
     for (std::uint32_t j = 0; j < count; j += 16) {
-      const std::byte* from = run(kv.key_offset, j);
+      const std::byte* from = keys(j);
       __m512 sums[T];
       for (std::uint32_t t = 0; t < T; ++t) sums[t] = _mm512_setzero_ps();
       for (std::uint32_t p = 0; p < pairs; p += 16) {
@@ -130,7 +131,9 @@ struct InPages {
   };
   // Of the eight pairs of tokens from `pair` on.
   KVD_MEMBER Values values(std::uint32_t pair) const {
-    return {run(kv.value_offset, 2 * pair), kv.head_dim, count - 2 * pair};
+    const std::uint32_t at = 2 * pair;
+    ask_for((kKvBlock + at) / kRun + kAhead);
+    return {token_at(kv, kv.value_offset, first + at), kv.head_dim, count - at};
   }
 };
 
@@ -146,7 +149,7 @@ struct Arranged {
         head_dim(block.kv.head_dim) {
     const std::uint32_t pairs = head_dim / 2;
     for (std::uint32_t j = 0; j < block.count; j += 16) {
-      const std::byte* from = block.run(block.kv.key_offset, j);
+      const std::byte* from = block.keys(j);
       for (std::uint32_t p = 0; p < pairs; p += 16) {
         __m512i r[16];
         load_keys(from, least(16, block.count - j), pairs, p, r);
@@ -301,6 +304,7 @@ void attend_block(const KvView& kv, std::uint32_t block, const Queries& queries,
   const std::uint32_t last = queries.position + (queries.rows - 1) / queries.group;
   const InPages there{kv, first, least(kKvBlock, last - first + 1), last};
   const std::uint32_t rows = queries.rows - first_row;
+  for (std::uint32_t run = 0; run < kAhead; ++run) there.ask_for(run);
   if (rows <= kTile) {
     return tile_of<InPages>(rows, kWidths)(there, first, kv.head_dim, queries, first_row, partials);
   }

@@ -55,6 +55,13 @@ struct KvView {
 
 constexpr std::uint32_t kKvBlock = 64;
 
+// The keys or values of a token; those of the tokens after it follow, up to its page's end.
+[[gnu::always_inline]] static inline const std::byte* token_at(const KvView& kv, std::size_t offset,
+                                                               std::uint32_t token) {
+  return kv.pool + kv.pages[token / kv.page_size] * kv.page_bytes + offset +
+         std::size_t{token % kv.page_size} * kv.head_dim * 2;
+}
+
 // Query rows of one sequence that share a KV head: row r is query head r % group of the token at
 // position + r / group.
 struct Queries {

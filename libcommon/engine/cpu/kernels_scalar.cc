@@ -75,11 +75,6 @@ void prepare_query(float* head, std::uint32_t head_dim, float scale) {
   for (std::uint32_t i = 0; i < head_dim; ++i) head[i] *= scale;
 }
 
-const std::byte* token_at(const KvView& kv, std::size_t offset, std::uint32_t token) {
-  return kv.pool + kv.pages[token / kv.page_size] * kv.page_bytes + offset +
-         std::size_t{token % kv.page_size} * kv.head_dim * 2;
-}
-
 float element(const std::byte* row, std::uint32_t i) {
   std::uint16_t bits;
   std::memcpy(&bits, row + 2 * std::size_t{i}, sizeof bits);

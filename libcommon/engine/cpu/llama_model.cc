@@ -126,6 +126,8 @@ class LlamaModel final : public CpuModel {
   void multiply(Worker& worker, const Activations& in, std::span<const Product> products,
                 std::size_t rows, bool add);
   void rotate_and_store(Worker& worker, std::uint32_t layer);
+  void rotate_queries(std::size_t row, std::uint32_t heads, float* query) const;
+  void store_key_and_value(std::size_t row, std::uint32_t kv_head, std::uint32_t layer);
   void attend(Worker& worker, std::uint32_t layer);
   void attend_task(const AttentionTask& task, std::uint32_t layer, std::byte* scratch);
   void merge_row(const MergeTask& task);
@@ -173,8 +175,10 @@ LlamaModel::LlamaModel(const LlamaConfig& config, LlamaWeights weights, kv::KvLa
   const std::uint32_t widest =
       std::max({config_.hidden, config_.ffn, config_.heads * config_.head_dim});
   const std::size_t rows = std::size_t{kTaskRows} + config_.group();
-  const std::size_t attention = attend_scratch_bytes(config_.head_dim) +
-                                2 * rows * partial_stride(config_.head_dim) * sizeof(float);
+  const std::size_t attention =
+      attend_scratch_bytes(config_.head_dim) + (std::size_t{config_.group()} * config_.head_dim +
+                                                2 * rows * partial_stride(config_.head_dim)) *
+                                                   sizeof(float);
   for (Buffer<std::byte>& scratch : scratch_) {
     scratch.reserve(std::max(linear_scratch_bytes(widest), attention));
   }
@@ -246,9 +250,12 @@ void LlamaModel::run(std::uint32_t thread, const std::function<void(std::uint32_
              std::array<Product, 3>{
                  {{&layer.q, query_.get()}, {&layer.k, key_.get()}, {&layer.v, value_.get()}}},
              rows, false);
-    rotate_and_store(worker, l);
-    if (thread == 0 && on_layer) on_layer(l);
+    // With one token a sequence each task of attend() does it for its own, a barrier less.
+    const bool together = plan_.single_tokens();
+    if (!together) rotate_and_store(worker, l);
+    if (!together && thread == 0 && on_layer) on_layer(l);
     attend(worker, l);
+    if (together && thread == 0 && on_layer) on_layer(l);
     multiply(worker, quantize_attended(worker),
              std::array<Product, 1>{{{&layer.attn_output, residual_.get()}}}, rows, true);
     multiply_gated(worker, normalize(worker, layer.ffn_norm), layer);
@@ -314,27 +321,34 @@ void LlamaModel::multiply(Worker& worker, const Activations& in, std::span<const
 }
 
 void LlamaModel::rotate_and_store(Worker& worker, std::uint32_t layer) {
+  share(worker, plan_.rows(), 1, [&](std::size_t row, std::size_t) {
+    const std::uint32_t q_width = config_.heads * config_.head_dim;
+    rotate_queries(row, config_.heads, query_.get() + row * q_width);
+    for (std::uint32_t h = 0; h < config_.kv_heads; ++h) store_key_and_value(row, h, layer);
+  });
+}
+
+void LlamaModel::rotate_queries(std::size_t row, std::uint32_t heads, float* query) const {
   const std::uint32_t dim = config_.head_dim;
   const float scale = 1.0F / std::sqrt(static_cast<float>(dim));
-  share(worker, plan_.rows(), 1, [&](std::size_t row, std::size_t) {
-    const float* angles = angles_.get() + row * config_.rope_dim;
-    float* query = query_.get() + row * config_.heads * dim;
-    for (std::uint32_t h = 0; h < config_.heads; ++h) {
-      attention_.rotate(query + h * dim, angles, config_.rope_dim);
-      attention_.prepare_query(query + h * dim, dim, scale);
-    }
-    const StepRow& at = plan_.row(row);
-    std::byte* page = pool_base_ + at.page * layout_.page_bytes();
-    const std::uint32_t token = at.position % layout_.page_size;
-    for (std::uint32_t h = 0; h < config_.kv_heads; ++h) {
-      const std::size_t from = (row * config_.kv_heads + h) * dim;
-      attention_.rotate(key_.get() + from, angles, config_.rope_dim);
-      auto* k = reinterpret_cast<std::uint16_t*>(page + layout_.offset(layer, false, h, token));
-      auto* v = reinterpret_cast<std::uint16_t*>(page + layout_.offset(layer, true, h, token));
-      attention_.to_bf16(key_.get() + from, dim, k);
-      attention_.to_bf16(value_.get() + from, dim, v);
-    }
-  });
+  const float* angles = angles_.get() + row * config_.rope_dim;
+  for (std::uint32_t h = 0; h < heads; ++h, query += dim) {
+    attention_.rotate(query, angles, config_.rope_dim);
+    attention_.prepare_query(query, dim, scale);
+  }
+}
+
+void LlamaModel::store_key_and_value(std::size_t row, std::uint32_t kv_head, std::uint32_t layer) {
+  const std::uint32_t dim = config_.head_dim;
+  const StepRow& at = plan_.row(row);
+  std::byte* page = pool_base_ + at.page * layout_.page_bytes();
+  const std::uint32_t token = at.position % layout_.page_size;
+  const std::size_t from = (row * config_.kv_heads + kv_head) * dim;
+  attention_.rotate(key_.get() + from, angles_.get() + row * config_.rope_dim, config_.rope_dim);
+  auto* k = reinterpret_cast<std::uint16_t*>(page + layout_.offset(layer, false, kv_head, token));
+  auto* v = reinterpret_cast<std::uint16_t*>(page + layout_.offset(layer, true, kv_head, token));
+  attention_.to_bf16(key_.get() + from, dim, k);
+  attention_.to_bf16(value_.get() + from, dim, v);
 }
 
 void LlamaModel::attend(Worker& worker, std::uint32_t layer) {
@@ -363,8 +377,19 @@ void LlamaModel::attend_task(const AttentionTask& task, std::uint32_t layer, std
                   dim};
   const std::size_t q_width = std::size_t{config_.heads} * dim;
   const std::size_t head = std::size_t{task.kv_head} * group * dim;
-  const Queries queries{query_.get() + task.row * q_width + head, q_width, group, task.position,
-                        task.tokens * group};
+  Queries queries{query_.get() + task.row * q_width + head, q_width, group, task.position,
+                  task.tokens * group};
+  auto* states = reinterpret_cast<float*>(scratch + attend_scratch_bytes(dim));
+  if (plan_.single_tokens()) {
+    // Tasks that share a row's blocks each rotate its queries; the last has its key and value.
+    float* own = std::exchange(states, states + std::size_t{group} * dim);
+    std::copy_n(queries.data, group * dim, own);
+    rotate_queries(task.row, group, own);
+    queries.data = own;
+    if (task.block_end * kKvBlock > task.position) {
+      store_key_and_value(task.row, task.kv_head, layer);
+    }
+  }
   if (task.split) {
     float* to = partials_.get() + task.partial * stride;
     for (std::uint32_t b = task.block_begin; b < task.block_end; ++b, to += group * stride) {
@@ -372,7 +397,6 @@ void LlamaModel::attend_task(const AttentionTask& task, std::uint32_t layer, std
     }
     return;
   }
-  float* states = reinterpret_cast<float*>(scratch + attend_scratch_bytes(dim));
   float* partials = states + queries.rows * stride;
   for (std::uint32_t b = task.block_begin; b < task.block_end; ++b) {
     const std::uint32_t first_token = std::max(b * kKvBlock, task.position) - task.position;

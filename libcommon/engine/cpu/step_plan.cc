@@ -41,6 +41,7 @@ void StepPlan::build(std::span<const Segment> segments, std::uint32_t page_size,
     }
     if (segment.want_logits) wanted_.push_back(static_cast<std::uint32_t>(rows_.size()) - 1);
   }
+  single_tokens_ = single == rows_.size();
   // The longest first, so that no thread starts one when the others are done.
   std::stable_sort(
       tasks_.begin(), tasks_.end(),

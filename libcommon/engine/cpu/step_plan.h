@@ -47,6 +47,8 @@ class StepPlan {
 
   std::size_t rows() const { return rows_.size(); }
   const StepRow& row(std::size_t index) const { return rows_[index]; }
+  // No segment has more than one token: nobody but a row itself reads its K and V.
+  bool single_tokens() const { return single_tokens_; }
   // Rows whose logits are wanted, in order.
   std::span<const std::uint32_t> wanted() const { return wanted_; }
   std::span<const AttentionTask> tasks() const { return tasks_; }
@@ -64,6 +66,7 @@ class StepPlan {
   std::vector<AttentionTask> tasks_;
   std::vector<MergeTask> merges_;
   std::size_t partial_rows_ = 0;
+  bool single_tokens_ = false;
 };
 
 }  // namespace kvd::engine::cpu

@@ -15,6 +15,8 @@ namespace {
 // 10 to 30 us, by how long the processor's pause takes: longer than a barrier's usual wait, shorter
 // than what a sleeping thread costs to wake twice.
 constexpr int kSpins = 600;
+// Before another's items are looked at: longer than two cache lines' way.
+constexpr int kSpinsSoon = 30;
 
 void pause_cpu() {
 #if defined(__x86_64__)
@@ -22,12 +24,12 @@ void pause_cpu() {
 #endif
 }
 
-void wait_for_change(const std::atomic<std::uint32_t>& word, std::uint32_t old) {
-  for (int i = 0; i < kSpins; ++i) {
-    if (word.load(std::memory_order_acquire) != old) return;
+bool changes(const std::atomic<std::uint32_t>& word, std::uint32_t old, int spins) {
+  for (int i = 0; i < spins; ++i) {
+    if (word.load(std::memory_order_acquire) != old) return true;
     pause_cpu();
   }
-  while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
+  return false;
 }
 
 void pin(int cpu) {
@@ -41,6 +43,15 @@ void pin(int cpu) {
 }
 
 }  // namespace
+
+bool changes_soon(const std::atomic<std::uint32_t>& word, std::uint32_t old) {
+  return changes(word, old, kSpinsSoon);
+}
+
+void wait_for_change(const std::atomic<std::uint32_t>& word, std::uint32_t old) {
+  if (changes(word, old, kSpins)) return;
+  while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
+}
 
 std::uint32_t usable_cpus() {
   cpu_set_t set;
@@ -79,23 +90,25 @@ void ThreadPool::run(const std::function<void(std::uint32_t)>& work) {
   barrier(0);
 }
 
-// In round r a thread tells the one 2^r after it that it has come, and everyone it has heard of
-// with it; after the last round it has heard of all.
 void ThreadPool::barrier(std::uint32_t thread) {
-  if (size_ == 1) {
-    arrivals_[0].round[0].fetch_add(1, std::memory_order_relaxed);
-    return;
-  }
-  const std::uint32_t before = arrivals_[thread].round[0].load(std::memory_order_relaxed);
-  std::size_t round = 0;
-  for (std::uint32_t step = 1; step < size_; step *= 2, ++round) {
-    std::atomic<std::uint32_t>& mine = arrivals_[thread].round[round];
-    // An exchange, not a store: notify_all() looks whether anybody waits, which on x86 may overtake
-    // a plain store, and then neither side would see the other.
-    mine.exchange(before + 1, std::memory_order_acq_rel);
-    mine.notify_all();
-    // The other may be a barrier ahead already.
-    wait_for_change(arrivals_[(thread + size_ - step) % size_].round[round], before);
+  meet(thread, [] {});
+}
+
+void ThreadPool::arrive(std::uint32_t thread, std::size_t round, std::uint32_t barriers) {
+  std::atomic<std::uint32_t>& mine = arrivals_[thread].round[round];
+  // An exchange, not a store: notify_all() looks whether anybody waits, which on x86 may overtake
+  // a plain store, and then neither side would see the other.
+  mine.exchange(barriers, std::memory_order_acq_rel);
+  mine.notify_all();
+}
+
+void ThreadPool::wait_for_helpers(std::uint32_t thread, std::size_t lost) {
+  Part& part = parts_[thread];
+  part.lost += static_cast<std::uint32_t>(lost);
+  while (true) {
+    const std::uint32_t now = part.helped.load(std::memory_order_acquire);
+    if (now == part.lost) return;
+    wait_for_change(part.helped, now);
   }
 }
 
@@ -105,7 +118,10 @@ bool ThreadPool::take(std::uint32_t owner, std::uint32_t call, std::size_t piece
   std::uint64_t was = part.load(std::memory_order_relaxed);
   const std::uint64_t none = std::uint64_t{call} << 32;
   while (true) {
-    const std::uint64_t taken = was >> 32 == call ? was - none : 0;
+    const auto of = static_cast<std::uint32_t>(was >> 32);
+    // The call before this, or a later one: a helper may come when all is done.
+    if (of != call && static_cast<std::int32_t>(of - call) > 0) return false;
+    const std::uint64_t taken = of == call ? was - none : 0;
     if (taken >= pieces) return false;
     if (part.compare_exchange_weak(was, none + taken + 1, std::memory_order_relaxed)) {
       *piece = taken;

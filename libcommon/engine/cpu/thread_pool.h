@@ -7,7 +7,8 @@
 // What one thread writes and another reads costs a cache line's way between them, up to a
 // microsecond where two CPUs share no cache: a barrier is one such way for each doubling of the
 // threads (a dissemination barrier: D. Hensgen, R. Finkel and U. Manber, "Two algorithms for
-// barrier synchronization", 1988), and a thread asks others for items only when its own are taken.
+// barrier synchronization", 1988), and a thread looks at the others' items only when its own are
+// done and one of them has kept it waiting.
 //
 // Calling thread: run() from one thread at a time, which becomes thread 0; barrier() and share()
 // only inside run(), by all threads alike, each with its own number. Owns its threads.
@@ -41,19 +42,23 @@ class ThreadPool {
   // Returns when every thread has called it; what any wrote before is visible to all after.
   void barrier(std::uint32_t thread);
   // Calls work(begin, end) once for each piece of [0, items), pieces of `grain` (the last of what
-  // is left); returns when all are done, as barrier(). Each thread begins with a part of its own
-  // and then helps whoever was held up. A part is a run, so that memory is read in order; or every
-  // size()-th piece, where the first pieces are the longest.
+  // is left); returns when all are done, as barrier(). Each thread does a part of its own, and
+  // helps whoever is held up. A part is a run, so that memory is read in order; or every size()-th
+  // piece, where the first pieces are the longest.
   enum class Parts : std::uint8_t { kRuns, kTurns };
   template <typename Work>
   void share(std::uint32_t thread, std::size_t items, std::size_t grain, const Work& work,
              Parts parts = Parts::kRuns);
 
  private:
-  // Pieces taken of a thread's part, with the number of the call of share() that they are of in the
-  // upper half: whoever comes first to a part of a new call begins it.
   struct alignas(64) Part {
+    // Pieces taken, with the number of the call of share() that they are of in the upper half:
+    // whoever comes first to a part of a new call begins it.
     std::atomic<std::uint64_t> taken{0};
+    // Pieces that others have done, of all calls, and the owner's own count of what they took: it
+    // comes to a barrier when both are the same.
+    std::atomic<std::uint32_t> helped{0};
+    std::uint32_t lost = 0;
   };
   // Barriers that a thread has come to, by round: partners of different rounds wait for it.
   struct alignas(64) Arrivals {
@@ -61,8 +66,15 @@ class ThreadPool {
   };
 
   void worker(std::uint32_t index);
-  // Takes the next piece of another's or the own part: false if `pieces` are taken.
+  // Takes the next piece of another's or the own part: false if `pieces` are taken, or the owner
+  // has gone on to a later call.
   bool take(std::uint32_t owner, std::uint32_t call, std::size_t pieces, std::size_t* piece);
+  // Waits until others have done the `lost` pieces that they took of the own part.
+  void wait_for_helpers(std::uint32_t thread, std::size_t lost);
+  // barrier(), with `meanwhile` called once if it takes long.
+  template <typename Meanwhile>
+  void meet(std::uint32_t thread, const Meanwhile& meanwhile);
+  void arrive(std::uint32_t thread, std::size_t round, std::uint32_t barriers);
 
   std::uint32_t size_;
   std::vector<int> pin_cpus_;
@@ -77,6 +89,31 @@ class ThreadPool {
 // Processors in the process's affinity mask, at least 1.
 std::uint32_t usable_cpus();
 
+// Returns when `word` is no longer `old`: spins, then sleeps. The first only spins, for a shorter
+// time; false if it is still `old`.
+bool changes_soon(const std::atomic<std::uint32_t>& word, std::uint32_t old);
+void wait_for_change(const std::atomic<std::uint32_t>& word, std::uint32_t old);
+
+// In round r a thread tells the one 2^r after it that it has come, and everyone it has heard of
+// with it; after the last round it has heard of all.
+template <typename Meanwhile>
+void ThreadPool::meet(std::uint32_t thread, const Meanwhile& meanwhile) {
+  const std::uint32_t before = arrivals_[thread].round[0].load(std::memory_order_relaxed);
+  if (size_ == 1) return arrive(thread, 0, before + 1);
+  bool waited = false;
+  std::size_t round = 0;
+  for (std::uint32_t step = 1; step < size_; step *= 2, ++round) {
+    arrive(thread, round, before + 1);
+    // It may be a barrier ahead already.
+    const auto& other = arrivals_[(thread + size_ - step) % size_].round[round];
+    if (!waited && !changes_soon(other, before)) {
+      meanwhile();
+      waited = true;
+    }
+    wait_for_change(other, before);
+  }
+}
+
 template <typename Work>
 void ThreadPool::share(std::uint32_t thread, std::size_t items, std::size_t grain, const Work& work,
                        Parts parts) {
@@ -85,17 +122,25 @@ void ThreadPool::share(std::uint32_t thread, std::size_t items, std::size_t grai
   const std::size_t pieces = (items + grain - 1) / grain;
   const bool runs = parts == Parts::kRuns;
   const auto first = [&](std::size_t owner) { return (pieces * owner + size_ - 1) / size_; };
-  for (std::uint32_t i = 0; i < size_; ++i) {
-    const std::uint32_t owner = (thread + i) % size_;
+  // What is left of a part, and how many pieces of it others have.
+  const auto work_off = [&](std::uint32_t owner) {
     const std::size_t begin = runs ? first(owner) : owner, step = runs ? 1 : size_;
-    const std::size_t own = runs ? first(owner + 1) - begin : (pieces + size_ - 1 - owner) / size_;
-    if (own == 0) continue;
-    for (std::size_t piece; take(owner, call, own, &piece);) {
+    const std::size_t all = runs ? first(owner + 1) - begin : (pieces + size_ - 1 - owner) / size_;
+    std::size_t done = 0;
+    for (std::size_t piece; all != 0 && take(owner, call, all, &piece); ++done) {
       const std::size_t from = (begin + piece * step) * grain;
       work(from, std::min(from + grain, items));
+      if (owner != thread) {
+        parts_[owner].helped.fetch_add(1, std::memory_order_acq_rel);
+        parts_[owner].helped.notify_one();
+      }
     }
-  }
-  barrier(thread);
+    return all - done;
+  };
+  if (const std::size_t lost = work_off(thread); lost != 0) wait_for_helpers(thread, lost);
+  meet(thread, [&] {
+    for (std::uint32_t i = 1; i < size_; ++i) work_off((thread + i) % size_);
+  });
 }
 
 }  // namespace kvd::engine::cpu

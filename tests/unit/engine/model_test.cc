@@ -224,6 +224,42 @@ TEST_CASE("model: a batch of prefill and decode gives each sequence what it gets
   }
 }
 
+// One token more, whose K and V the attention of its layer writes itself.
+void check_next_token(Rig& rig, std::span<const PageIndex> pages) {
+  const kv::KvLayout& layout = rig.model().layout();
+  const TokenId token = 3;
+  const Segment segment{{&token, 1}, 40, pages, false, 1, {}};
+  std::vector<std::byte> reported;
+  const auto written = [&](std::uint32_t layer) {
+    std::vector<std::byte> out;
+    for (const bool value : {false, true}) {
+      const std::byte* at = rig.pool().data() + pages[1] * layout.page_bytes() +
+                            layout.offset(layer, value, 0, 40 % layout.page_size);
+      out.insert(out.end(), at, at + std::size_t{layout.head_dim} * 2);
+    }
+    return out;
+  };
+  const std::vector<std::byte> untouched = written(0);
+  std::span<const float> logits;
+  std::uint32_t next = 0;
+  rig.model().forward(
+      {&segment, 1},
+      [&](std::uint32_t layer) {
+        CHECK(layer == next++);
+        CHECK(written(layer) != untouched);
+        const std::vector<std::byte> now = written(layer);
+        reported.insert(reported.end(), now.begin(), now.end());
+      },
+      &logits);
+  CHECK(next == layout.layers);
+  std::vector<std::byte> stayed;
+  for (std::uint32_t l = 0; l < layout.layers; ++l) {
+    const std::vector<std::byte> now = written(l);
+    stayed.insert(stayed.end(), now.begin(), now.end());
+  }
+  CHECK(reported == stayed);
+}
+
 TEST_CASE("model: when a layer is reported its K and V are in the pages and stay") {
   TinyLlama tiny;
   tiny.layers = 3;
@@ -253,12 +289,13 @@ TEST_CASE("model: when a layer is reported its K and V are in the pages and stay
   CHECK(logits.empty());
   REQUIRE(order == std::vector<std::uint32_t>{0, 1, 2});
   for (std::uint32_t l = 0; l < 3; ++l) CHECK(seen[l] == slice(l, pages[0]));
-  // 40 tokens: 8 rows of the second page, nothing behind them, and no other page at all.
+  check_next_token(rig, pages);
+  // 41 tokens: 9 rows of the second page, nothing behind them, and no other page at all.
   const std::byte* second = rig.pool().data() + pages[1] * layout.page_bytes();
   for (std::uint32_t l = 0; l < 3; ++l) {
     for (bool value : {false, true}) {
-      const std::byte* behind = second + layout.offset(l, value, 0, 8);
-      const auto count = static_cast<std::ptrdiff_t>(24 * layout.head_dim * 2);
+      const std::byte* behind = second + layout.offset(l, value, 0, 9);
+      const auto count = static_cast<std::ptrdiff_t>(23 * layout.head_dim * 2);
       CHECK(std::count(behind, behind + count, std::byte{0x7F}) == count);
       CHECK(std::count(behind - layout.head_dim * 2, behind, std::byte{0x7F}) < layout.head_dim);
     }

@@ -73,6 +73,32 @@ TEST_CASE("thread pool: a part that its thread has not come to is taken by the o
   CHECK(by[1] <= 1);
 }
 
+TEST_CASE("thread pool: a helper that comes when all is done takes nothing of what comes after") {
+  const std::uint32_t threads = GENERATE(2U, 3U, 5U);
+  constexpr std::size_t kItems = 11;
+  constexpr int kShares = 3000;
+  ThreadPool pool(threads, {});
+  std::vector<std::atomic<int>> done(kItems);
+  std::atomic<int> wrong{0};
+  pool.run([&](std::uint32_t self) {
+    std::uint32_t random = 77 + self;
+    for (int n = 1; n <= kShares; ++n) {
+      pool.share(self, kItems, 1, [&](std::size_t item, std::size_t) {
+        random = random * 1664525 + 1013904223;
+        // About as long as a thread waits before it helps.
+        for (std::uint32_t i = random >> 24; i != 0; --i) done[item].load();
+        ++done[item];
+      });
+      for (const std::atomic<int>& count : done) {
+        const int seen = count;  // another may be in the next call
+        wrong += seen == n || seen == n + 1 ? 0 : 1;
+      }
+    }
+  });
+  for (const std::atomic<int>& count : done) CHECK(count == kShares);
+  CHECK(wrong == 0);
+}
+
 TEST_CASE("thread pool: zero threads means one for each usable processor") {
   CHECK(ThreadPool(0, {}).size() == usable_cpus());
   CHECK(usable_cpus() >= 1);
