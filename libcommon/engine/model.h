@@ -16,7 +16,7 @@
 
 namespace kvd::engine {
 
-// Some consecutive tokens of one sequence in this step.
+// Some consecutive tokens of one sequence in this step, which has one segment of it.
 struct Segment {
   std::span<const TokenId> tokens;
   std::uint32_t position = 0;        // of tokens[0]; the KV of earlier tokens is in the pages

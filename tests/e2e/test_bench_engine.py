@@ -30,6 +30,9 @@ def check_document(result):
     check((decode["batch"], decode["context"]) == (2, 32), "decode: %s" % decode)
     for figure in (result["prefill"][0], result["matrices"][0], decode):
         check(0 < figure["p10"] <= figure["tok_per_s"] <= figure["p90"] and figure["n"] > 0, str(figure))
+    # Products that were not made would be far faster than the arithmetic allows.
+    matrices = result["matrices"][0]
+    check(0 < matrices.get("share_of_limit", 0.5) < 1.3, "more than the limit: %s" % matrices)
     check(result["model"] == "SmolLM2-135M-Instruct.Q4_1" and result["threads"] == 1, str(result))
     check(result["ceilings"]["memory_bytes_per_s"] > 1e8, "ceilings: %s" % result["ceilings"])
     check(result["environment"]["cores"] >= 1, "no environment")

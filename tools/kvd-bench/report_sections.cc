@@ -166,10 +166,11 @@ constexpr std::array kPhases = {Phase{"prefill", "Prefill"},
                                 Phase{"matrices", "Prefill, the matrices alone"},
                                 Phase{"decode", "Decode, all sequences together"}};
 
-// "prompt of 512 tokens", "batch 8, context 0"
-std::string engine_heading(const JsonValue& element) {
+// "prompt of 512 tokens", "batch 8, context 0"; a chunk of a prompt is all that `matrices` is of.
+std::string engine_heading(const Phase& phase, const JsonValue& element) {
   if (element.find("batch") == nullptr) {
-    return "prompt of " + number_text(element.number_of("tokens", 0)) + " tokens";
+    return (std::string_view(phase.name) == "matrices" ? "chunk of " : "prompt of ") +
+           number_text(element.number_of("tokens", 0)) + " tokens";
   }
   return "batch " + number_text(element.number_of("batch", 0)) + ", context " +
          number_text(element.number_of("context", 0));
@@ -182,7 +183,7 @@ std::string engine_chart(const ReportData& data, const CaseGroup& group, const P
     const JsonValue* list = member.one->document.find(phase.name);
     if (list == nullptr) continue;
     for (const JsonValue& element : list->elements) {
-      const std::string heading = engine_heading(element);
+      const std::string heading = engine_heading(phase, element);
       auto& bars = rows[heading];
       if (bars.empty()) order.push_back(heading);
       const double value = element.number_of("tok_per_s", 0);

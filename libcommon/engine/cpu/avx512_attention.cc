@@ -13,9 +13,9 @@
 namespace kvd::engine::cpu::avx512 {
 namespace {
 
-constexpr std::uint32_t kTile = 6;                           // query rows
-constexpr std::uint32_t kScores = kKvBlock / 16;             // registers of a row's scores
-constexpr std::uint32_t kRun = 16, kRuns = kKvBlock / kRun;  // tokens read at a time
+constexpr std::uint32_t kTile = 6;                // query rows
+constexpr std::uint32_t kScores = kKvBlock / 16;  // registers of a row's scores
+constexpr std::uint32_t kRun = 16;                // tokens read at a time
 // Runs asked for before they are read: about as many lines as a CPU can wait for at a time.
 constexpr std::uint32_t kAhead = 2;
 
@@ -84,13 +84,17 @@ struct InPages {
   const KvView& kv;
   std::uint32_t first, count, last;
 
-  // A block is read in runs of 16 tokens, four of keys, then four of values. This asks for a run of
-  // it or of the next block: pages of a decode step are far from the cache.
+  // A block is read in runs of up to 16 tokens, first the keys', then the values'. This asks for a
+  // run of it or of the next block: pages of a decode step are far from the cache.
+  KVD_MEMBER std::uint32_t runs() const { return (count + kRun - 1) / kRun; }
   KVD_MEMBER void ask_for(std::uint32_t run) const {
-    const std::uint32_t token = first + run / (2 * kRuns) * kKvBlock + run % kRuns * kRun;
+    const bool next = run >= 2 * runs();
+    if (next) run -= 2 * runs();
+    const bool value = run >= runs();
+    const std::uint32_t token = first + (next ? kKvBlock : 0) + (value ? run - runs() : run) * kRun;
     if (token > last) return;
-    const std::size_t offset = run / kRuns % 2 == 0 ? kv.key_offset : kv.value_offset;
-    const auto* at = reinterpret_cast<const char*>(token_at(kv, offset, token));
+    const auto* at =
+        reinterpret_cast<const char*>(token_at(kv, value ? kv.value_offset : kv.key_offset, token));
     const std::size_t bytes = std::size_t{kRun} * kv.head_dim * 2;
     for (std::size_t i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
   }
@@ -132,7 +136,7 @@ struct InPages {
   // Of the eight pairs of tokens from `pair` on.
   KVD_MEMBER Values values(std::uint32_t pair) const {
     const std::uint32_t at = 2 * pair;
-    ask_for((kKvBlock + at) / kRun + kAhead);
+    ask_for(runs() + at / kRun + kAhead);
     return {token_at(kv, kv.value_offset, first + at), kv.head_dim, count - at};
   }
 };

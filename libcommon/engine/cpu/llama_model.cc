@@ -104,6 +104,7 @@ class LlamaModel final : public CpuModel {
 
  private:
   void reserve(std::size_t rows, std::size_t wanted);
+  void make_up(std::uint32_t rows);
   void run(std::uint32_t thread, const std::function<void(std::uint32_t)>& on_layer);
   // Phases. Each is called by all threads alike.
   struct Worker {
@@ -151,6 +152,7 @@ class LlamaModel final : public CpuModel {
 
   // Of the step.
   StepPlan plan_;
+  std::uint32_t made_up_ = 0;  // rows of made-up activations, of multiply_layers()
   Buffer<float> residual_, angles_, query_, key_, value_, partials_, logits_, up_;
   Rows normed_, attended_, gate_, last_;
   std::vector<Buffer<std::byte>> scratch_;  // by thread
@@ -188,6 +190,7 @@ std::vector<Model::StepError> LlamaModel::forward(
     std::span<const Segment> segments, const std::function<void(std::uint32_t)>& on_layer,
     std::span<const float>* logits) {
   plan_.build(segments, layout_.page_size, config_.kv_heads, config_.group(), pool_->size());
+  made_up_ = 0;
   reserve(plan_.rows(), plan_.wanted().size());
   if (plan_.rows() != 0) pool_->run([&](std::uint32_t thread) { run(thread, on_layer); });
   *logits = {logits_.get(), plan_.wanted().size() * config_.vocab};
@@ -212,19 +215,23 @@ void LlamaModel::reserve(std::size_t rows, std::size_t wanted) {
   logits_.reserve(wanted * config_.vocab);
 }
 
-void LlamaModel::multiply_layers(std::uint32_t rows) {
-  if (rows == 0) return;
+void LlamaModel::make_up(std::uint32_t rows) {
   reserve(rows, 0);
-  const Kernels& kernels = kernels_for(rows);
   for (const Rows* input : {&normed_, &attended_, &gate_}) {
     for (std::uint32_t row = 0; row < rows; ++row) {
       for (std::uint32_t i = 0; i < input->columns; ++i) {
         input->row(row)[i] = static_cast<float>((row + i * 97) % 255) / 64 - 2;
       }
-      quantize(kernels, *input, row, kWithOffsets);
+      quantize(kernels_for(rows), *input, row, kWithOffsets);
     }
   }
   std::fill_n(residual_.get(), std::size_t{rows} * config_.hidden, 0.0F);
+  made_up_ = rows;
+}
+
+void LlamaModel::multiply_layers(std::uint32_t rows) {
+  if (rows == 0) return;
+  if (rows != made_up_) make_up(rows);
   pool_->run([&](std::uint32_t thread) {
     Worker worker{thread, scratch_[thread].get(), nullptr};
     const auto times = [&](const Activations& in, std::initializer_list<Product> products,

@@ -37,9 +37,9 @@ class CpuModel : public Model {
   virtual std::string kernels() const = 0;
   // Pins the calling thread, which from now on calls forward().
   virtual void adopt_thread() = 0;
-  // The products of a step of `rows` tokens with the layers' matrices, on all threads, and nothing
-  // else, of made-up activations: for those who measure. What it computes is thrown away; forward()
-  // is none the wiser.
+  // The products of a step of `rows` tokens with the layers' matrices, on all threads, of made-up
+  // activations: for those who measure. What it computes is thrown away; forward() is none the
+  // wiser. The first call with so many rows since forward() makes the activations up, too.
   virtual void multiply_layers(std::uint32_t rows) = 0;
 };
 

@@ -66,8 +66,8 @@ class ThreadPool {
   };
 
   void worker(std::uint32_t index);
-  // Takes the next piece of another's or the own part: false if `pieces` are taken, or the owner
-  // has gone on to a later call.
+  // Takes the next piece of another's or the own part: false if `pieces` are taken, or the part has
+  // begun with a later call.
   bool take(std::uint32_t owner, std::uint32_t call, std::size_t pieces, std::size_t* piece);
   // Waits until others have done the `lost` pieces that they took of the own part.
   void wait_for_helpers(std::uint32_t thread, std::size_t lost);

@@ -42,10 +42,12 @@ class Rig {
     INFO((made.ok() ? "" : made.status().message()));
     REQUIRE(made.ok());
     model_ = std::move(*made);
-    // What a pool holds before its first use must not matter: bf16 3e38 everywhere.
-    pool_.assign(kPages * model_->layout().page_bytes(), std::byte{0x7F});
+    pool_.resize(kPages * model_->layout().page_bytes());
+    forget();
     model_->attach_pool(pool_.data(), kPages);
   }
+  // What a pool holds before its first use must not matter: bf16 3e38 everywhere.
+  void forget() { std::fill(pool_.begin(), pool_.end(), std::byte{0x7F}); }
 
   std::vector<PageIndex> pages(PageIndex first, PageIndex step) const {
     std::vector<PageIndex> out(24);
@@ -104,6 +106,7 @@ void check_against_reference(TinyLlama& tiny, std::uint32_t page_size, std::size
     const Logits whole = rig.run(tokens, (count + 1) / 2, pages);
     CHECK(relative_l2(whole[0], reference[(count + 1) / 2 - 1]) < limit);
     CHECK(relative_l2(whole[1], reference[count - 1]) < limit);
+    rig.forget();
     const Logits single = rig.run(tokens, 1, pages);
     for (std::size_t i = 0; i < count; i += 13) {
       CAPTURE(i);
@@ -166,6 +169,7 @@ TEST_CASE("model: chunks, page order, page size, thread count and company change
     CAPTURE(kernels);
     Rig rig(tiny, kernels, 2);
     const std::vector<float> whole = rig.run(tokens, tokens.size(), rig.pages(0, 1)).back();
+    rig.forget();
     const Logits single = rig.run(tokens, 1, rig.pages(0, 1));
     CHECK(single.back() == whole);
     for (std::size_t chunk : {7UL, 32UL, 100UL}) {
@@ -178,6 +182,27 @@ TEST_CASE("model: chunks, page order, page size, thread count and company change
     CHECK(Rig(tiny, kernels, 1).run(tokens, 1, rig.pages(0, 1)) == single);
     CHECK(Rig(tiny, kernels, 3).run(tokens, 64, rig.pages(0, 1)).back() == whole);
     CHECK(Rig(tiny, kernels, 2, 96).run(tokens, 50, rig.pages(0, 1)).back() == whole);
+  }
+}
+
+// The last token of each sequence in one step, after the others: what its logits are alone.
+void check_last_tokens(Rig& rig, const std::vector<std::vector<TokenId>>& tokens,
+                       const std::vector<std::vector<PageIndex>>& pages, const Logits& alone) {
+  rig.forget();
+  std::vector<Segment> segments;
+  for (std::size_t s = 0; s < tokens.size(); ++s) {
+    const std::size_t last = tokens[s].size() - 1;
+    rig.run({tokens[s].begin(), tokens[s].end() - 1}, 64, pages[s]);
+    segments.push_back(
+        {{&tokens[s][last], 1}, static_cast<std::uint32_t>(last), pages[s], true, s, {}});
+  }
+  std::span<const float> logits;
+  REQUIRE(rig.model().forward(segments, nullptr, &logits).empty());
+  REQUIRE(alone.size() == tokens.size());
+  for (std::size_t s = 0; s < tokens.size(); ++s) {
+    CAPTURE(s);
+    const std::span<const float> ours = logits.subspan(s * alone[s].size(), alone[s].size());
+    CHECK(std::equal(ours.begin(), ours.end(), alone[s].begin(), alone[s].end()));
   }
 }
 
@@ -221,6 +246,7 @@ TEST_CASE("model: a batch of prefill and decode gives each sequence what it gets
       CHECK(std::equal(ours.begin(), ours.end(), alone[s].begin(), alone[s].end()));
       at += tiny.vocab;
     }
+    check_last_tokens(rig, tokens, pages, alone);
   }
 }
 
@@ -314,7 +340,7 @@ TEST_CASE("model: products that are only timed leave the steps and the pool alon
   const std::vector<TokenId> tokens = draw_tokens(40, tiny.vocab);
   for (const std::string& kernels : cpu::available_kernels()) {
     CAPTURE(kernels);
-    Rig rig(tiny, kernels);
+    Rig rig(tiny, kernels, 2, 32, false);
     const auto pages = rig.pages(5, 3);
     rig.model().multiply_layers(3);
     const Logits before = rig.run(tokens, 20, pages);
