@@ -84,9 +84,9 @@ struct InPages {
   const KvView& kv;
   std::uint32_t first, count, last;
 
-  // A block is read in runs of up to 16 tokens, first the keys', then the values'. This asks for a
-  // run of it or of the next block: pages of a decode step are far from the cache.
+  // A block is read in runs of up to 16 tokens, first the keys', then as many of values.
   KVD_MEMBER std::uint32_t runs() const { return (count + kRun - 1) / kRun; }
+  // Asks for a run of it, or of the next block: pages of a decode step are far from the cache.
   KVD_MEMBER void ask_for(std::uint32_t run) const {
     const bool next = run >= 2 * runs();
     if (next) run -= 2 * runs();

@@ -44,11 +44,11 @@ void pin(int cpu) {
 
 }  // namespace
 
-bool changes_soon(const std::atomic<std::uint32_t>& word, std::uint32_t old) {
+bool ThreadPool::changes_soon(const std::atomic<std::uint32_t>& word, std::uint32_t old) {
   return changes(word, old, kSpinsSoon);
 }
 
-void wait_for_change(const std::atomic<std::uint32_t>& word, std::uint32_t old) {
+void ThreadPool::wait_for_change(const std::atomic<std::uint32_t>& word, std::uint32_t old) {
   if (changes(word, old, kSpins)) return;
   while (word.load(std::memory_order_acquire) == old) word.wait(old, std::memory_order_acquire);
 }

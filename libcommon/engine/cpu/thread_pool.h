@@ -75,6 +75,10 @@ class ThreadPool {
   template <typename Meanwhile>
   void meet(std::uint32_t thread, const Meanwhile& meanwhile);
   void arrive(std::uint32_t thread, std::size_t round, std::uint32_t barriers);
+  // Returns when `word` is no longer `old`: spins, then sleeps. The first only spins, for a shorter
+  // time; false if it is still `old`.
+  static bool changes_soon(const std::atomic<std::uint32_t>& word, std::uint32_t old);
+  static void wait_for_change(const std::atomic<std::uint32_t>& word, std::uint32_t old);
 
   std::uint32_t size_;
   std::vector<int> pin_cpus_;
@@ -88,11 +92,6 @@ class ThreadPool {
 
 // Processors in the process's affinity mask, at least 1.
 std::uint32_t usable_cpus();
-
-// Returns when `word` is no longer `old`: spins, then sleeps. The first only spins, for a shorter
-// time; false if it is still `old`.
-bool changes_soon(const std::atomic<std::uint32_t>& word, std::uint32_t old);
-void wait_for_change(const std::atomic<std::uint32_t>& word, std::uint32_t old);
 
 // In round r a thread tells the one 2^r after it that it has come, and everyone it has heard of
 // with it; after the last round it has heard of all.

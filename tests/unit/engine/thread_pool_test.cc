@@ -73,6 +73,30 @@ TEST_CASE("thread pool: a part that its thread has not come to is taken by the o
   CHECK(by[1] <= 1);
 }
 
+TEST_CASE("thread pool: a part is done only when its helpers are, too") {
+  using Clock = std::chrono::steady_clock;
+  ThreadPool pool(2, {});
+  std::atomic<bool> helping{false};
+  std::atomic<int> done{0};
+  std::vector<int> seen(2, 0);
+  pool.run([&](std::uint32_t self) {
+    pool.share(self, 4, 1, [&](std::size_t item, std::size_t) {
+      const bool helper = self == 1 && item == 1;
+      if (helper) helping = true;
+      // Thread 0 stays at its first piece until thread 1 is at its second, which takes longer.
+      const auto end =
+          Clock::now() + (helper ? std::chrono::milliseconds(50) : std::chrono::seconds(5));
+      while ((helper || (self == 0 && item == 0 && !helping)) && Clock::now() < end) {
+        std::this_thread::yield();
+      }
+      ++done;
+    });
+    seen[self] = done;
+  });
+  CHECK(helping);
+  CHECK(seen == std::vector<int>{4, 4});
+}
+
 TEST_CASE("thread pool: a helper that comes when all is done takes nothing of what comes after") {
   const std::uint32_t threads = GENERATE(2U, 3U, 5U);
   constexpr std::size_t kItems = 11;
