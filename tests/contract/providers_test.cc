@@ -63,7 +63,7 @@ TEST_CASE("providers: tcp and rxm promise what was measured, and no more") {
   CHECK_FALSE(what.rdma);
   CHECK(what.iov_limit == 4);
   CHECK(what.rma_iov_limit == 4);
-  CHECK(what.max_write_bytes == 4u << 20);
+  CHECK(what.max_write_bytes == 1u << 20);
   CHECK(what.max_inflight_ops == 64);
   CHECK(what.max_inflight_bytes == 4u << 20);
 }
