@@ -68,7 +68,7 @@ TEST_CASE("providers: tcp and rxm promise what was measured, and no more") {
   std::ifstream file("/proc/sys/net/ipv4/tcp_congestion_control");
   std::string congestion;
   file >> congestion;
-  CHECK(what.max_write_bytes == (congestion == "bbr" ? 1u << 20 : 4u << 20));
+  CHECK(what.max_write_bytes == (congestion.starts_with("bbr") ? 1u << 20 : 4u << 20));
   CHECK(what.max_inflight_ops == 64);
   CHECK(what.max_inflight_bytes == 4u << 20);
 }

@@ -20,9 +20,9 @@ constexpr std::uint32_t kApi = FI_VERSION(FI_MAJOR_VERSION, FI_MINOR_VERSION);
 constexpr std::uint64_t kMaxWriteBytes = 1u << 20;
 // On TCP the receiver takes a write's header and its first 9000 bytes through a buffer of the
 // provider's, so that fewer, larger writes move faster; but not where the kernel paces what it
-// sends, which it cannot do while a long write is copied to it. Pages of 720 KiB, GB/s, one by one
-// and in writes of four: reno 6.7 and 7.1, bbr 5.2 and 4.1 (medians, CPUs on one cache). Closing
-// the endpoint fences all the same, and no more bytes are in flight.
+// sends (it holds the socket while a long write is copied, and then its timer cannot send). Pages
+// of 720 KiB, GB/s, one by one and in writes of four: reno 6.7 and 7.1, bbr 5.2 and 4.1 (medians,
+// CPUs on one cache). Closing the endpoint fences all the same, and no more bytes are in flight.
 constexpr std::uint64_t kMaxTcpWriteBytes = 4u << 20;
 constexpr std::uint64_t kTcpInflightBytes = 4u << 20;
 static_assert(kMaxTcpWriteBytes <= kTcpInflightBytes);
