@@ -181,7 +181,8 @@ Result<std::string> choose_provider(std::span<const std::string> ours,
 std::string local_scope();
 // Ok when `local` may be tried with a worker that told this; else which of the three differs.
 Status check_local_scope(const std::string& theirs);
-// Why `provider` cannot be used here, and what to do: one line (kNoProvider).
+// Why `provider` cannot be used here, and what to do: one line (kNoProvider; a name that is none:
+// kInvalidArgument).
 Status explain_missing(const std::string& provider);
 // Opens fabric and domain. Errors: kNoProvider with the reason and the remedy.
 Result<std::unique_ptr<Domain>> open_domain(const DomainOptions& options);

@@ -90,7 +90,7 @@ Status explain_missing(const std::string& provider) {
   }
   const auto names = provider_preference();
   if (std::find(names.begin(), names.end(), provider) == names.end()) {
-    return no("unknown; choose one of " + known_names());
+    return invalid_argument("provider " + provider + ": unknown; choose one of " + known_names());
   }
   if (provider == "local") {
     const Status why = check_local("", "");
