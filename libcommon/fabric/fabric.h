@@ -42,7 +42,7 @@ struct Capabilities {
   bool emulated = false;        // the provider only emulates RMA; never silent
   std::uint32_t iov_limit = 1;  // local pieces a write
   std::uint32_t rma_iov_limit = 1;           // remote pieces a write
-  std::uint64_t max_write_bytes = 1u << 20;  // up to 4 MiB on TCP, else 1 MiB
+  std::uint64_t max_write_bytes = 1u << 20;  // never above 4 MiB on TCP, else 1 MiB
   std::uint32_t max_inflight_ops = 64;
   std::uint64_t max_inflight_bytes = 4u << 20;
 };
@@ -184,7 +184,7 @@ Status check_local_scope(const std::string& theirs);
 // Why `provider` cannot be used here, and what to do: one line (kNoProvider; a name that is none:
 // kInvalidArgument).
 Status explain_missing(const std::string& provider);
-// Opens fabric and domain. Errors: kNoProvider with the reason and the remedy.
+// Opens fabric and domain. Errors: as explain_missing(), with the reason and the remedy.
 Result<std::unique_ptr<Domain>> open_domain(const DomainOptions& options);
 
 }  // namespace kvd::fabric

@@ -26,7 +26,8 @@ struct ProviderOptions {
 
 class ProviderSet {
  public:
-  // A provider that cannot be opened is logged and left out. kNoProvider when none is left.
+  // A provider that cannot be opened is logged and left out. When none is left:
+  // kNoProvider, or kInvalidArgument where `provider` is no name of one.
   static Result<ProviderSet> open(const ProviderOptions& options);
 
   const std::vector<std::string>& names() const { return names_; }

@@ -53,7 +53,6 @@ def command_lines():
     fails(2, "--prefill", "kvd-decode", *MOCK)
     fails(3, "verbs", "kvd-prefill", *MOCK, "--provider", "verbs;ofi_rxm")
     fails(2, "choose one of", "kvd-prefill", *MOCK, "--provider", "tpc")
-    fails(2, "choose one of", "kvd-bench", "pages", "--provider", "tpc", "--page-bytes", "64KiB")
     fails(3, "--require-rdma", "kvd-prefill", *MOCK, "--require-rdma")
     fails(3, "shm", "kvd-prefill", *MOCK, "--provider", "shm")
     fails(4, "127.0.0.1:1", "kvd-route", "generate", "--decode", "127.0.0.1:1", "--timeout", "300ms")

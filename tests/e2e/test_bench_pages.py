@@ -95,7 +95,8 @@ def check_refusals():
         done = bench(*args, code=2)
         said = done.stderr if "--json" not in args else json.loads(done.stdout)["error"]["message"]
         check(len(said.strip().splitlines()) <= 2, "one line, please: " + said)
-    bench("--provider", "none", "--pages", "2", code=3)
+    bench("--provider", "none", "--pages", "2", code=2)
+    bench("--provider", "shm", "--pages", "2", code=3)
 
 
 # --- --peer ------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@
 
 namespace kvd::tools {
 
-// --provider, or the best one here. kNoProvider with the reason.
+// --provider, or the best one here. Errors: as fabric::explain_missing().
 Result<std::string> choose_pages_provider(const PagesOptions& options);
 SenderSpec sender_spec(const PagesPlan& plan, bool isolated);
 // The calling thread, and those it starts, stay on pin[index]; nothing when there is none.
