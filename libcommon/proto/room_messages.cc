@@ -24,30 +24,6 @@ void fields(V& v, Is<SamplingParams> auto& m) {
 }
 
 template <typename V>
-void fields(V& v, Is<OpenRoom> auto& m) {
-  v.must("request", m.request, Uint{});
-  v.must("prompt", m.prompt, TokenBin{Bounds::kMaxTokens, 1});
-  v.must("sampling", m.sampling, Map{});
-  v.may("choice", m.choice, Uint{});
-  v.must("timeout_ms", m.timeout_ms, Uint{0, std::uint64_t{1} << 40});
-}
-static Status validate(const OpenRoom&) { return {}; }
-
-template <typename V>
-void fields(V& v, Is<RoomOpened> auto& m) {
-  v.must("request", m.request, Uint{});
-}
-static Status validate(const RoomOpened&) { return {}; }
-
-template <typename V>
-void fields(V& v, Is<RoomRefused> auto& m) {
-  v.must("request", m.request, Uint{});
-  v.must("code", m.code, Text{64, 1});
-  v.may("text", m.text, Prose{});
-}
-static Status validate(const RoomRefused&) { return {}; }
-
-template <typename V>
 void fields(V& v, Is<Allocate> auto& m) {
   v.must("runs", m.runs, Runs{Bounds::kMaxRuns});
   v.must("slot", m.slot, Uint{0, (1u << kSlotBits) - 1});
@@ -73,6 +49,35 @@ static Status validate(const Allocate& m) {
   if (pages > Bounds::kMaxTokens) return invalid_argument("more pages than a prompt can fill");
   return {};
 }
+
+template <typename V>
+void fields(V& v, Is<OpenRoom> auto& m) {
+  v.must("request", m.request, Uint{});
+  v.must("prompt", m.prompt, TokenBin{Bounds::kMaxTokens, 1});
+  v.must("sampling", m.sampling, Map{});
+  v.may("choice", m.choice, Uint{});
+  v.must("timeout_ms", m.timeout_ms, Uint{0, std::uint64_t{1} << 40});
+  v.may("runs", m.allocate.runs, Runs{Bounds::kMaxRuns});
+  v.may("slot", m.allocate.slot, Uint{0, (1u << kSlotBits) - 1});
+  v.may("generation", m.allocate.generation, Uint{0, (1u << kGenerationBits) - 1});
+}
+static Status validate(const OpenRoom& m) {
+  return m.allocate.runs.empty() ? Status() : validate(m.allocate);
+}
+
+template <typename V>
+void fields(V& v, Is<RoomOpened> auto& m) {
+  v.must("request", m.request, Uint{});
+}
+static Status validate(const RoomOpened&) { return {}; }
+
+template <typename V>
+void fields(V& v, Is<RoomRefused> auto& m) {
+  v.must("request", m.request, Uint{});
+  v.must("code", m.code, Text{64, 1});
+  v.may("text", m.text, Prose{});
+}
+static Status validate(const RoomRefused&) { return {}; }
 
 template <typename V>
 void fields(V& v, Is<Abort> auto& m) {

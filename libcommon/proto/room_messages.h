@@ -12,28 +12,6 @@
 
 namespace kvd::proto {
 
-// Decode -> prefill. The envelope's room is 0 (decode-first: prefill mints it) or the router's.
-struct OpenRoom {
-  static constexpr MessageType kType = MessageType::kOpenRoom;
-  std::uint64_t request = 0;  // decode's own key; RoomOpened and RoomRefused repeat it
-  std::vector<TokenId> prompt;
-  SamplingParams sampling;
-  std::uint32_t choice = 0;      // which of the n choices: part of the sampler's key
-  std::uint64_t timeout_ms = 0;  // time left
-};
-
-struct RoomOpened {  // the envelope's room is the room's id
-  static constexpr MessageType kType = MessageType::kRoomOpened;
-  std::uint64_t request = 0;
-};
-
-struct RoomRefused {
-  static constexpr MessageType kType = MessageType::kRoomRefused;
-  std::uint64_t request = 0;
-  std::string code;  // "too_long" (400), "busy" (503), "draining" (503), "mismatch" (400)
-  std::string text;
-};
-
 // A run of pages [first, first + count).
 struct PageRunInfo {
   std::uint32_t first = 0, count = 0;
@@ -46,6 +24,31 @@ struct Allocate {
   std::vector<PageRunInfo> runs;
   std::uint32_t slot = 0;        // < 2^20
   std::uint32_t generation = 0;  // < 2^12
+};
+
+// Decode -> prefill. The envelope's room is 0 (decode-first: prefill mints it) or the router's.
+struct OpenRoom {
+  static constexpr MessageType kType = MessageType::kOpenRoom;
+  std::uint64_t request = 0;  // decode's own key; RoomOpened and RoomRefused repeat it
+  std::vector<TokenId> prompt;
+  SamplingParams sampling;
+  std::uint32_t choice = 0;      // which of the n choices: part of the sampler's key
+  std::uint64_t timeout_ms = 0;  // time left
+  // Where the envelope's room is 0: the pages, if decode has a slot already. Else, without runs,
+  // an Allocate follows.
+  Allocate allocate;
+};
+
+struct RoomOpened {  // the envelope's room is the room's id
+  static constexpr MessageType kType = MessageType::kRoomOpened;
+  std::uint64_t request = 0;
+};
+
+struct RoomRefused {
+  static constexpr MessageType kType = MessageType::kRoomRefused;
+  std::uint64_t request = 0;
+  std::string code;  // "too_long" (400), "busy" (503), "draining" (503), "mismatch" (400)
+  std::string text;
 };
 
 struct Abort {

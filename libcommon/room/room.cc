@@ -62,8 +62,11 @@ constexpr Row kTable[] = {
     sender(kProv, kAbort, kProv, {A::kSendDrained}),
     sender(kUnpr, kAbort, kUnpr, {A::kSendUnproven}),
 
-    // Until Allocate went out no peer was told of the pages: they go back at once, whatever comes.
+    // Until pages were offered, with OpenRoom or Allocate, no peer was told of them: they go back
+    // at
+    // once, whatever comes.
     receiver(kB, kOpened, kW, {A::kLeaseSlot}),
+    receiver(kB, kAllocate, kT, {}),
     receiver(kB, kRefused, kProv, {A::kRelease, A::kReportFailed}),
     receiver(kB, kAbort, kPend, {A::kRelease}),
     receiver(kB, kGiveUp, kPend, {A::kRelease, A::kReportFailed}),
@@ -80,6 +83,9 @@ constexpr Row kTable[] = {
     receiver(kW, kFenced, kProv, {A::kRelease, A::kReportFailed}),
     receiver(kW, kLost, kProv, {A::kRelease, A::kReportFailed}),
 
+    // Their pages went with OpenRoom.
+    receiver(kT, kOpened, kT, {}),
+    receiver(kT, kRefused, kProv, {A::kRelease, A::kReportFailed}),
     receiver(kT, kCommit, kOk, {A::kFreeSlot, A::kReportCommitted}),
     receiver(kT, kBadCommit, kUnpr, {A::kQuarantine, A::kReportFailed, A::kEndLink}),
     receiver(kT, kAbort, kPend, {A::kQuarantine, A::kSendAbort}),
@@ -106,9 +112,7 @@ constexpr Row kTable[] = {
     violation(Role::kSender, kT, kAllocate),
     violation(Role::kSender, kOk, kAllocate),
     violation(Role::kReceiver, kW, kOpened),
-    violation(Role::kReceiver, kT, kOpened),
     violation(Role::kReceiver, kW, kRefused),
-    violation(Role::kReceiver, kT, kRefused),
     // Drained and unproven are answers to our Abort; nobody asked.
     violation(Role::kReceiver, kB, kDrained),
     violation(Role::kReceiver, kW, kDrained),

@@ -29,8 +29,8 @@ enum class RoomState : std::uint8_t {
   kBootstrapping,    // OpenRoom is on its way, or waits for its other half
   kWaitingForInput,  // both ends know the room. Sender: Allocate is there, nothing is posted.
                      // Receiver: waits for a slot, nothing is told to the peer
-  kTransferring,  // pages are exposed to writes. Sender: the first was queued. Receiver: Allocate
-                  // went
+  kTransferring,  // pages are exposed to writes. Sender: the first was queued. Receiver: the pages
+                  // went with OpenRoom or Allocate
   kSuccess,       // the commit record was checked (receiver), or completed (sender)
   kFailed,        // see Drain
 };
@@ -46,7 +46,8 @@ enum class Drain : std::uint8_t {
 enum class Event : std::uint8_t {
   kOpened,        // receiver: RoomOpened
   kRefused,       // receiver: RoomRefused
-  kAllocate,      // sender: a valid Allocate came; receiver: a slot is leased, Allocate goes out
+  kAllocate,      // sender: valid pages came; receiver: a slot is leased, pages go out (before
+                  // kOpened: they went with OpenRoom)
   kSources,       // sender: all source pages are leased
   kWriting,       // sender: the first write is queued
   kCommit,        // sender: the record completed; receiver: a valid record came

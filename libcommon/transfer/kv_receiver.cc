@@ -172,30 +172,18 @@ Status KvReceiver::open_room(const std::string& prefill_address, RoomRequest req
   room->key = impl_->next_key_++;
   room->link = link;
   room->opened = now;
-  proto::OpenRoom open;
-  open.request = room->key;
-  open.prompt = std::move(request.prompt);  // a long one is not copied
-  open.sampling = request.sampling;
-  open.choice = request.choice;
-  open.timeout_ms = request.deadline <= now
-                        ? 0
-                        : static_cast<std::uint64_t>((request.deadline - now).count() / 1'000'000);
-  const Status sent = impl_->messenger_->send_in_link(
-      link->ref, link->peer, link->epoch, link->sequence.next_out(), request.room, open);
-  request.prompt = std::move(open.prompt);
-  if (!sent.ok()) {
-    impl_->note_end(link, sent.with_context("cannot send to the peer"));
-    return sent;
-  }
-  link->sequence.sent();
-  if constexpr (faults::kBuilt) faults::leased(*impl_->pool_, impl_->pool_->pages(request.lease));
-  impl_->next_deadline_ = std::min(impl_->next_deadline_, request.deadline);
-  impl_->by_request_[request.request] = room->key;
   room->request = std::move(request);
+  if constexpr (faults::kBuilt) {
+    faults::leased(*impl_->pool_, impl_->pool_->pages(room->request.lease));
+  }
+  const Status sent = impl_->send_open(room.get());
+  if (!sent.ok()) return sent;
+  impl_->next_deadline_ = std::min(impl_->next_deadline_, room->request.deadline);
+  impl_->by_request_[room->request.request] = room->key;
   link->rooms.insert(room->key);
   impl_->metrics_.enter(room->state, room->drain);
-  const RoomKey key = room->key;
-  impl_->rooms_[key] = std::move(room);
+  ReceiverRoom* placed = (impl_->rooms_[room->key] = std::move(room)).get();
+  if (placed->exposed) impl_->apply(placed, room::Event::kAllocate);
   return {};
 }
 

@@ -80,7 +80,7 @@ struct PrefillView {
 };
 
 // A metadata slot that is leased: `leaks` and the simulation look at them. Room 0: a link's test
-// write.
+// write, or a room whose pages went with OpenRoom, before it is answered.
 struct SlotView {
   std::uint32_t slot = 0, generation = 0;
   RoomId room;

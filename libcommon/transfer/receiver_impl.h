@@ -73,7 +73,7 @@ struct ReceiverRoom {
   room::RoomState state = room::RoomState::kBootstrapping;
   room::Drain drain = room::Drain::kNone;
   std::optional<SlotLease> slot;
-  bool exposed = false;  // Allocate went out: the peer can write
+  bool exposed = false;  // the peer was told of pages and slot: it can write
   bool over = false;
   TimePoint opened, abort_sent = kNever;
   Duration bootstrap{0}, digest{0};
@@ -138,7 +138,10 @@ struct KvReceiver::Impl {
   ReceiverRoom* find_on(ReceiverLink* link, RoomId room);
   void apply(ReceiverRoom* room, room::Event event);
   void act(ReceiverRoom* room, room::Action action, room::Event event);
-  void send_allocate(ReceiverRoom* room);
+  bool may_name(const ReceiverRoom* room, RoomId id) const;
+  void name(ReceiverRoom* room, RoomId id);
+  Status send_open(ReceiverRoom* room);
+  proto::Allocate expose(ReceiverRoom* room);
   void release(ReceiverRoom* room, room::Event event);
   void free_pages(ReceiverRoom* room, kv::Proof proof);
   void report_committed(ReceiverRoom* room);

@@ -76,21 +76,33 @@ void KvReceiver::Impl::on_opened(ReceiverLink* link, const control::Received& re
   const RoomId id = received.envelope.room;
   ReceiverRoom* room = find(body->request);
   if (room == nullptr || room->link != link) {
+    if (done_.contains(id)) return;  // its record overtook this
     send(link, id, proto::Abort{"nobody waits for this room"});
     return;
   }
-  const bool opening = !room->id;
-  const bool fits = id && (!room->request.room || room->request.room == id) &&
-                    (!opening || !link->by_room.contains(id));
-  if (!fits) return note_end(link, invalid_argument("the peer opened a room under a wrong id"));
-  if (opening) {
-    room->id = id;
-    link->by_room[id] = room->key;
-    room->bootstrap = clock_->now() - room->opened;
-    if (!room->request.room) link->round_trip = std::min(link->round_trip, room->bootstrap);
-    log_info("room opened", {{"room", id}, {"prefill", link->address}});
+  if (room->id || !may_name(room, id)) {
+    metrics_.violation();
+    return note_end(link, invalid_argument("the peer opened a room twice or under a wrong id"));
   }
+  name(room, id);
+  if (!room->request.room) link->round_trip = std::min(link->round_trip, room->bootstrap);
   apply(room, room::Event::kOpened);
+}
+
+bool KvReceiver::Impl::may_name(const ReceiverRoom* room, RoomId id) const {
+  return id && (!room->request.room || room->request.room == id) &&
+         !room->link->by_room.contains(id);
+}
+
+// RoomOpened tells the id; the record of a room whose pages went with OpenRoom may overtake it.
+void KvReceiver::Impl::name(ReceiverRoom* room, RoomId id) {
+  room->id = id;
+  room->link->by_room[id] = room->key;
+  room->bootstrap = clock_->now() - room->opened;
+  if (room->exposed && room->request.lease) {
+    pool_->assign(room->request.lease, id, room->link->peer);
+  }
+  log_info("room opened", {{"room", id}, {"prefill", room->link->address}});
 }
 
 void KvReceiver::Impl::on_room_refused(ReceiverLink* link, const control::Received& received) {
@@ -98,6 +110,10 @@ void KvReceiver::Impl::on_room_refused(ReceiverLink* link, const control::Receiv
   if (!body.ok()) return messenger_->refuse(received, "malformed", body.status().message());
   ReceiverRoom* room = find(body->request);
   if (room == nullptr || room->link != link) return metrics_.ignored_event();
+  if (room->id) {
+    metrics_.violation();
+    return note_end(link, invalid_argument("the peer refused a room that it had opened"));
+  }
   if (room->why.ok()) {
     const Verdict verdict = verdict_of_refusal(body->code);
     room->why = {verdict.code, body->text.substr(0, 500)};
@@ -165,11 +181,13 @@ Status KvReceiver::Impl::check_record(ReceiverRoom* room) {
   auto record = proto::decode_record(slots_.record(room->slot->slot));
   if (!record.ok()) return record.status();
   const std::uint32_t pages = pool_->layout().pages_for(room->request.prompt.size());
-  const bool fits = record->room == room->id && record->epoch == room->link->epoch &&
+  const bool named = room->id ? record->room == room->id : may_name(room, record->room);
+  const bool fits = named && record->epoch == room->link->epoch &&
                     record->incarnation == room->link->peer &&
                     record->generation == room->slot->generation &&
                     record->tokens == room->request.prompt.size() && record->pages == pages;
   if (!fits) return {StatusCode::kCorrupted, "the commit record does not match the allocation"};
+  if (!room->id) name(room, record->room);
   const TimePoint begin = clock_->now();
   // An aborted room may have given its pages up already; then its record proves the drain alone.
   if (room->request.lease) {
@@ -224,12 +242,13 @@ void KvReceiver::Impl::act(ReceiverRoom* room, room::Action action, room::Event 
       slot_line_.push_back(room->key);
       break;
     case kSendAllocate:
-      send_allocate(room);
+      send(room->link, room->id, expose(room));
       break;
     case kSendAbort:
       room->abort_sent = clock_->now();
       next_deadline_ = std::min(next_deadline_, room->abort_sent + options_.drain_timeout);
-      send(room->link, room->id, proto::Abort{room->reason});
+      // Before RoomOpened tells the id there is nothing to name: then it is sent.
+      if (room->id) send(room->link, room->id, proto::Abort{room->reason});
       break;
     case kQuarantine:
       if constexpr (faults::kBuilt) {
@@ -266,7 +285,39 @@ void KvReceiver::Impl::act(ReceiverRoom* room, room::Action action, room::Event 
   }
 }
 
-void KvReceiver::Impl::send_allocate(ReceiverRoom* room) {
+// Where a slot is free the pages go along, and prefill may begin without another message. Not in
+// the standalone flow: a room may wait there for its other half, and slots are few.
+Status KvReceiver::Impl::send_open(ReceiverRoom* room) {
+  ReceiverLink* link = room->link;
+  RoomRequest& request = room->request;
+  proto::OpenRoom open;
+  open.request = room->key;
+  open.sampling = request.sampling;
+  open.choice = request.choice;
+  if (request.deadline > room->opened) {
+    open.timeout_ms =
+        static_cast<std::uint64_t>((request.deadline - room->opened).count() / 1'000'000);
+  }
+  if (!request.room && slot_line_.empty()) room->slot = slots_.lease(room->key);
+  if (room->slot) open.allocate = expose(room);
+  open.prompt = std::move(request.prompt);  // a long one is not copied
+  const Status sent = messenger_->send_in_link(link->ref, link->peer, link->epoch,
+                                               link->sequence.next_out(), request.room, open);
+  request.prompt = std::move(open.prompt);
+  if (sent.ok()) {
+    link->sequence.sent();
+    return {};
+  }
+  if (room->slot) {  // nobody was told
+    slots_.free(*room->slot);
+    pool_->assign(request.lease, {}, {});
+  }
+  note_end(link, sent.with_context("cannot send to the peer"));
+  return sent;
+}
+
+// From here on the peer may write to the room's pages and slot.
+proto::Allocate KvReceiver::Impl::expose(ReceiverRoom* room) {
   const std::uint32_t count = pool_->layout().pages_for(room->request.prompt.size());
   pool_->assign(room->request.lease, room->id, room->link->peer);
   const std::span<const PageIndex> pages = pool_->pages(room->request.lease).first(count);
@@ -281,7 +332,7 @@ void KvReceiver::Impl::send_allocate(ReceiverRoom* room) {
   allocate.generation = room->slot->generation;
   room->exposed = true;
   log_debug("pages allocated", {{"room", room->id}, {"pages", count}, {"slot", allocate.slot}});
-  send(room->link, room->id, allocate);
+  return allocate;
 }
 
 // The only way back to the free list for pages of a room that failed.

@@ -153,6 +153,8 @@ struct KvSender::Impl {
   void on_abort(SenderLink* link, const control::Received& received);
   Status check_open(const control::Received& received, const proto::OpenRoom& open,
                     std::string* code) const;
+  void take_allocation(SenderRoom* room, const proto::Allocate& allocate);
+  void refuse_allocation(SenderRoom* room, const Status& why);
   Status read_allocation(const SenderLink& link, const proto::Allocate& allocate, SenderRoom* room);
   SenderRoom* find(RoomId room);
   SenderRoom* find_on(const SenderLink* link, RoomId room);

@@ -96,6 +96,7 @@ void KvSender::Impl::on_open_room(SenderLink* link, const control::Received& rec
   SenderRoom* placed = (rooms_[id] = std::move(room)).get();
   if (!standalone) {
     meet(placed);
+    if (!open.allocate.runs.empty()) take_allocation(placed, open.allocate);
   } else if (half != halves_.end()) {
     halves_.erase(half);
     meet(placed);
@@ -148,12 +149,22 @@ void KvSender::Impl::on_allocate(SenderLink* link, const control::Received& rece
       return;
     }
     const auto body = proto::decode_body<proto::Allocate>(received.envelope);
-    const Status read = body.ok() ? read_allocation(*link, *body, room) : body.status();
-    if (!read.ok()) return fail(room, "transfer", read.with_context("Allocate refused"));
-    log_debug("pages allocated",
-              {{"room", room->id}, {"pages", room->destination.size()}, {"slot", room->slot}});
+    if (!body.ok()) return refuse_allocation(room, body.status());
+    return take_allocation(room, *body);
   }
   apply(room, room::Event::kAllocate);
+}
+
+void KvSender::Impl::take_allocation(SenderRoom* room, const proto::Allocate& allocate) {
+  const Status read = read_allocation(*room->link, allocate, room);
+  if (!read.ok()) return refuse_allocation(room, read);
+  log_debug("pages allocated",
+            {{"room", room->id}, {"pages", room->destination.size()}, {"slot", room->slot}});
+  apply(room, room::Event::kAllocate);
+}
+
+void KvSender::Impl::refuse_allocation(SenderRoom* room, const Status& why) {
+  fail(room, "transfer", why.with_context("the pages are refused"));
 }
 
 void KvSender::Impl::on_abort(SenderLink* link, const control::Received& received) {

@@ -44,7 +44,7 @@ STEPS = [("prefill", s) for s in (
     "-", "sender Bootstrapping allocate", "sender WaitingForInput sources", "sender WaitingForInput writing",
     "sender write 1", "sender write 8", "sender write 30", "sender Transferring commit",
     "sender Transferring abort", "sender Failed drained")] + [("decode", s) for s in (
-        "receiver Bootstrapping opened", "receiver WaitingForInput allocate", "mid",
+        "receiver Bootstrapping allocate", "receiver Transferring opened", "mid",
         "receiver Transferring commit", "receiver Transferring abort", "receiver Failed drained")]
 ACTIONS = ("kill", "stop", "abort", "cut")
 # These steps follow an abort: the client leaves first.

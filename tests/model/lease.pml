@@ -10,6 +10,7 @@
  *  - A message has the epoch it was sent in. Sequence numbers are kept as what they tell the receiver: next,
  *    a repeat, or, once a message was lost or overtaken (gap_at_*), a gap, which the next heartbeat shows at
  *    the latest.
+ *  - OpenRoom takes the pages along where the slot is free, or does not: both flows, whoever minted the room.
  *  - Register and its answer are one message that is repeated until it is read (asked); the test write is
  *    modelled, since it needs a slot.
  *  - A posted write is in the air until it lands, at any later time, also after its sender is dead. A plain
@@ -24,7 +25,7 @@
  * NO_FENCE: a provider whose closed endpoint proves nothing; what is quarantined then may wait for ever.
  * Planted defects, each of which spin must find: TIMER_FREES, DRAINED_EARLY, FREE_BEFORE_CLOSE, SLOT_EARLY,
  * ERROR_IS_DRAINED, STALE_ANSWER (a restarted prefill answers for the one before), SOURCE_EARLY,
- * NEVER_FENCE (liveness). LANDING_ONLY leaves them to the assert at LAND.
+ * PAGES_UNTOLD (that they went with OpenRoom is forgotten), NEVER_FENCE (liveness). LANDING_ONLY leaves them to the assert at LAND.
  */
 #ifndef ROOMS
 #define ROOMS 2
@@ -85,6 +86,7 @@
 #define OPEN 21
 #define ALLOCATE 22
 #define ABORT 23
+#define OPEN_WITH_PAGES 24
 
 #define NEXT 0
 #define REPEAT 1 /* a copy, or overtaken: its number is not the next one */
@@ -95,7 +97,7 @@ byte on[ROOMS];    /* link */
 byte at[ROOMS];    /* its epoch then */
 bit attached[ROOMS];
 byte page[ROOMS];  /* leased, from 1; 0 none */
-bit told[ROOMS];   /* Allocate went out */
+bit named[ROOMS];  /* RoomOpened, or a record that overtook it, told the id */
 bit quarantined[ROOMS];
 bit event_of_record[ROOMS]; /* in decode's completion queue */
 byte waiting;      /* quarantined leases */
@@ -180,8 +182,8 @@ inline put(c, kind, room, e) {
   fi;
 
 #define lease_slot skip;
-#define send_allocate told[r] = 1; target[r] = page[r]; put(to_s[on[r]], ALLOCATE, r, at[r]);
-#define send_abort put(to_s[on[r]], ABORT, r, at[r]);
+#define send_allocate target[r] = page[r]; put(to_s[on[r]], ALLOCATE, r, at[r]);
+#define send_abort if :: named[r] -> put(to_s[on[r]], ABORT, r, at[r]) :: else fi;
 #ifdef SLOT_EARLY
 #define quarantine quarantined[r] = 1; waiting++; if :: slot == r + 1 -> slot = 0 :: else fi;
 #else
@@ -241,6 +243,7 @@ inline sender(r, e) {
 inline receiver(r, e) {
   if
   T(receiver, Bootstrapping, none, opened, WaitingForInput, none, lease_slot)
+  T(receiver, Bootstrapping, none, allocate, Transferring, none, skip)
   T(receiver, Bootstrapping, none, refused, Failed, proven, release report_failed)
   T(receiver, Bootstrapping, none, abort, Failed, pending, release)
   T(receiver, Bootstrapping, none, give_up, Failed, pending, release report_failed)
@@ -255,6 +258,8 @@ inline receiver(r, e) {
   T(receiver, WaitingForInput, none, fail_unproven, Failed, proven, release report_failed end_link)
   T(receiver, WaitingForInput, none, fenced, Failed, proven, release report_failed)
   T(receiver, WaitingForInput, none, lost, Failed, proven, release report_failed)
+  T(receiver, Transferring, none, opened, Transferring, none, skip)
+  T(receiver, Transferring, none, refused, Failed, proven, release report_failed)
   T(receiver, Transferring, none, commit, Success, none, free_slot report_committed)
   T(receiver, Transferring, none, bad_commit, Failed, unproven, quarantine report_failed end_link)
   T(receiver, Transferring, none, abort, Failed, pending, quarantine send_abort)
@@ -275,9 +280,7 @@ inline receiver(r, e) {
   T(receiver, Failed, pending, lost, Failed, unproven, skip)
   T(receiver, Failed, unproven, fenced, Failed, proven, release)
   V(receiver, WaitingForInput, none, opened)
-  V(receiver, Transferring, none, opened)
   V(receiver, WaitingForInput, none, refused)
-  V(receiver, Transferring, none, refused)
   V(receiver, Bootstrapping, none, drained)
   V(receiver, WaitingForInput, none, drained)
   V(receiver, Transferring, none, drained)
@@ -289,7 +292,7 @@ inline receiver(r, e) {
   /* Over: forgotten. Without pages and slot nothing is left to prove. */
   if
   :: ph_receiver[r] == Failed_proven || (ph_receiver[r] == Failed_unproven && page[r] == 0 && slot != r + 1) ->
-     ph_receiver[r] = Over; attached[r] = 0; told[r] = 0
+     ph_receiver[r] = Over; attached[r] = 0; named[r] = 0
   :: else
   fi
 }
@@ -347,7 +350,13 @@ end:
           ending[l] = 1; k = 0
        :: linked(l) && e == epoch[l] && k != NO_LINK && seq == NEXT && !gap_at_receiver[l] ->
           if
-          :: attached[r] -> n = r + 1
+          :: attached[r] ->
+             n = r + 1;
+             if
+             :: k == OPENED -> assert(!named[r] || ph_receiver[r] == Success_none); named[r] = 1
+             :: k == REFUSED -> assert(!named[r])
+             :: else
+             fi
           :: !attached[r] ->
              if :: k == OPENED -> put(to_s[l], ABORT, r, e) :: else fi;
              k = 0
@@ -401,7 +410,14 @@ inline open_on(l) {
   if :: owner[0] > 0 -> p = 1 :: else fi;
   owner[p] = r + 1; page[r] = p + 1;
   on[r] = l; at[r] = epoch[l]; attached[r] = 1; ph_receiver[r] = Bootstrapping_none;
-  put(to_s[l], OPEN, r, at[r])
+  if
+  :: slot == 0 ->
+     slot = r + 1; target[r] = page[r]; put(to_s[l], OPEN_WITH_PAGES, r, at[r]);
+#ifndef PAGES_UNTOLD
+     e = ev_allocate
+#endif
+  :: put(to_s[l], OPEN, r, at[r])
+  fi
 }
 
 proctype DecodeRoom(byte r) {
@@ -424,12 +440,12 @@ end:
     /* The event of the record; stale once the slot's lease is over. */
     :: event_of_record[r] && (!attached[r] || !ending[on[r]]) ->
        event_of_record[r] = 0;
-       if :: attached[r] && slot == r + 1 -> e = ev_commit :: else fi
+       if :: attached[r] && slot == r + 1 -> named[r] = 1; e = ev_commit :: else fi
     :: FAULT(event_of_record[r] && attached[r] && slot == r + 1 && !ending[on[r]]);
        event_of_record[r] = 0; e = ev_bad_commit
     /* The sequence is done. */
     :: ph_receiver[r] == Success_none ->
-       RELEASE(r); ph_receiver[r] = Over; attached[r] = 0; told[r] = 0
+       RELEASE(r); ph_receiver[r] = Over; attached[r] = 0; named[r] = 0
 #ifdef TIMER_FREES
     :: quarantined[r] ->
        quarantined[r] = 0; waiting--; owner[page[r] - 1] = 0; page[r] = 0
@@ -471,7 +487,10 @@ end:
           n = r + 1;
           if
           :: k == OPEN -> ph_sender[r] = Bootstrapping_none; todo[r] = WRITES; k = 0
-          :: k == OPEN -> put(to_r[l], REFUSED, r, e); k = 0
+          :: k == OPEN_WITH_PAGES ->
+             ph_sender[r] = Bootstrapping_none; todo[r] = WRITES;
+             met[r] = 1; put(to_r[l], OPENED, r, e); k = ev_allocate
+          :: k == OPEN || k == OPEN_WITH_PAGES -> put(to_r[l], REFUSED, r, e); k = 0
           :: k == ALLOCATE ->
              assert(met[r] || ph_sender[r] != Bootstrapping_none);
              k = ev_allocate
@@ -635,7 +654,7 @@ end:
   :: atomic { FAULT(true);
        for (i : 0 .. ROOMS - 1) {
          air[i] = 0; air_last[i] = 0; event_of_record[i] = 0; page[i] = 0; target[i] = 0;
-         quarantined[i] = 0; attached[i] = 0; told[i] = 0;
+         quarantined[i] = 0; attached[i] = 0; named[i] = 0;
          if :: ph_receiver[i] != Idle -> ph_receiver[i] = Over :: else fi
        }
        for (i : 0 .. PAGES - 1) { owner[i] = 0 }

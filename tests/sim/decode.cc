@@ -344,8 +344,15 @@ void Decode::check_slot(std::uint32_t slot) {
       pool->memory() + pool->memory_bytes() + std::size_t{slot} * proto::kSlotBytes;
   const auto record = proto::decode_record(
       std::span<const std::byte, proto::kRecordBytes>(at, proto::kRecordBytes));
+  // A room whose pages went with OpenRoom has no name before RoomOpened: then no other may have it.
+  const auto is_its_own = [&] {
+    if (lease->room) return record->room == lease->room;
+    return std::none_of(leased.begin(), leased.end(), [&](const transfer::SlotView& view) {
+      return view.room && view.room == record->room;
+    });
+  };
   const bool foreign = lease != leased.end() && record.ok() &&
-                       (record->room != lease->room || record->generation != lease->generation);
+                       (!is_its_own() || record->generation != lease->generation);
   if (lease == leased.end() || foreign) {
     world_->violation("a write landed in slot " + std::to_string(slot) + " of " + name +
                       ", which belongs to " + (foreign ? "another room" : "nobody"));

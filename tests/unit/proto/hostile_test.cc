@@ -258,6 +258,27 @@ TEST_CASE("decoding: sampling parameters are finite and in range") {
   refused<OpenRoom>(open("stop", array(std::vector<std::string>(17, str("a")))), "stop: too many");
 }
 
+TEST_CASE("decoding: the pages of OpenRoom keep the rules of Allocate, and may be missing") {
+  const auto open = [](const std::string& runs, std::uint64_t slot) {
+    Fields fields = {
+        {"request", num(1)},
+        {"prompt", bin("\x01\x00\x00\x00"s)},
+        {"timeout_ms", num(1)},
+        {"sampling", map({{"max_tokens", num(1)}, {"temperature", real(1)}, {"seed", num(0)}})},
+        {"slot", num(slot)},
+        {"generation", num(1)}};
+    if (!runs.empty()) fields.push_back({"runs", runs});
+    return map(fields);
+  };
+  CHECK(read<OpenRoom>(open("", 0))->allocate.runs.empty());
+  CHECK(read<OpenRoom>(open(array({}), 0))->allocate.runs.empty());
+  CHECK(read<OpenRoom>(open(array({num(5), num(2)}), 0))->allocate.runs.size() == 1);
+  refused<OpenRoom>(open(array({num(1)}), 0), "not pairs");
+  refused<OpenRoom>(open(array({num(1), num(0)}), 0), "a run has no pages");
+  refused<OpenRoom>(open(array({num(5), num(2), num(6), num(1)}), 0), "named twice");
+  refused<OpenRoom>(open(array({num(5), num(2)}), 1u << 20), "OpenRoom.slot");
+}
+
 TEST_CASE("decoding: a prompt is whole tokens, at least one, none negative") {
   const auto open = [](const std::string& prompt) {
     return map(

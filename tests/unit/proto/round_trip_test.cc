@@ -119,6 +119,7 @@ OpenRoom sample_open_room() {
   m.sampling.top_logprobs = 20;
   m.choice = 3;
   m.timeout_ms = 600000;
+  m.allocate = {{{14, 31}, {60, 1}}, 1048575, 4095};
   return m;
 }
 
@@ -234,6 +235,9 @@ TEST_CASE("messages: every field arrives with its value") {
   CHECK(room.sampling == sample_open_room().sampling);
   CHECK(room.choice == 3);
   CHECK(room.timeout_ms == 600000);
+  CHECK(room.allocate.runs == std::vector<PageRunInfo>{{14, 31}, {60, 1}});
+  CHECK(room.allocate.slot == 1048575);
+  CHECK(room.allocate.generation == 4095);
   const Allocate pages = decoded(Allocate{{{14, 31}, {60, 1}}, 5, 6});
   CHECK(pages.runs == std::vector<PageRunInfo>{{14, 31}, {60, 1}});
   CHECK(pages.slot == 5);

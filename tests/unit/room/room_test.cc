@@ -92,6 +92,26 @@ TEST_CASE("room: a receiver goes from OpenRoom to Success in order") {
   CHECK(room.last == Actions{Action::kFreeSlot, Action::kReportCommitted});
 }
 
+TEST_CASE("room: a receiver whose pages went with OpenRoom is exposed before it is opened") {
+  Machine room = receiver({Event::kAllocate});
+  CHECK(room.last.size() == 0);
+  CHECK(room.state == kTransferring);
+  Machine overtaken = room, refused = room, aborted = room;
+  room.walk({Event::kOpened});
+  CHECK(room.last.size() == 0);
+  CHECK(room.state == kTransferring);
+  overtaken.walk({Event::kCommit});  // its record came first
+  CHECK(overtaken.is(kSuccess, Drain::kNone));
+  refused.walk({Event::kRefused});
+  CHECK(refused.is(kFailed, Drain::kProven));
+  CHECK(refused.last == Actions{Action::kRelease, Action::kReportFailed});
+  aborted.walk({Event::kAbort});
+  CHECK(aborted.last == Actions{Action::kQuarantine, Action::kSendAbort});
+  aborted.walk({Event::kOpened});
+  CHECK(aborted.is(kFailed, Drain::kPending));
+  CHECK(aborted.last == Actions{Action::kSendAbort});
+}
+
 TEST_CASE("room: a sender with nothing posted is drained at once, whoever ends it") {
   for (Event end : {Event::kAbort, Event::kFail}) {
     for (const Machine& at :
@@ -168,7 +188,7 @@ TEST_CASE("room: a sender's events of the past and the future change nothing") {
                                     Event::kDrained, Event::kFail, Event::kLinkEnd});
 }
 
-TEST_CASE("room: until Allocate went out a receiver's pages go back at once") {
+TEST_CASE("room: until it is told a receiver's pages go back at once") {
   for (Event end : {Event::kAbort, Event::kGiveUp, Event::kFail, Event::kFailUnproven,
                     Event::kFenced, Event::kLost}) {
     for (const Machine& at : {receiver({}), receiver({Event::kOpened})}) {
@@ -246,12 +266,12 @@ TEST_CASE("room: answers that nobody asked for break the protocol") {
   violates(receiver({}), {Event::kDrained, Event::kUnproven});
   violates(receiver({Event::kOpened}),
            {Event::kOpened, Event::kRefused, Event::kDrained, Event::kUnproven});
-  violates(receiver({Event::kOpened, Event::kAllocate}),
-           {Event::kOpened, Event::kRefused, Event::kDrained, Event::kUnproven});
+  violates(receiver({Event::kOpened, Event::kAllocate}), {Event::kDrained, Event::kUnproven});
+  violates(receiver({Event::kAllocate}), {Event::kDrained, Event::kUnproven});
 }
 
 TEST_CASE("room: a receiver's events of the past and the future change nothing") {
-  ignores(receiver({}), {Event::kAllocate, Event::kCommit, Event::kBadCommit});
+  ignores(receiver({}), {Event::kCommit, Event::kBadCommit});
   ignores(receiver({Event::kOpened}), {Event::kCommit, Event::kBadCommit});
   ignores(receiver({Event::kOpened, Event::kAllocate}), {Event::kAllocate});
   for (const Machine& over :

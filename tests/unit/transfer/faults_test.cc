@@ -91,7 +91,7 @@ TEST_CASE("abort: it is answered within one window of flow control, without a ne
 TEST_CASE("deadline: decode reports it once and the pages drain") {
   for (int ms = 0; ms < 3; ++ms) {
     Pair pair(slow_fabric());
-    const std::uint64_t id = pair.open(250, Duration(100'000 + ms * 500'000));
+    const std::uint64_t id = pair.open(250, Duration(100'000 + ms * 450'000));
     pair.world.run(kSecond);
     CHECK(pair.outcome(id) == Outcome::kFailed);
     CHECK(pair.decode.requests[id].why.code() == StatusCode::kDeadline);

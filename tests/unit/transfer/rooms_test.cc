@@ -89,6 +89,78 @@ TEST_CASE("rooms: a prompt arrives whole, with its first token, on every kind of
   CHECK(outcome.transfer_total >= outcome.transfer_exposed);
 }
 
+// Control messages take 10 ms, nothing else takes that long.
+WorldOptions slow_control() {
+  WorldOptions options;
+  options.channel.latency = Duration(10'000'000);
+  return options;
+}
+
+TEST_CASE("rooms: a prompt arrives after one message, and its record before the answer") {
+  World world(1, slow_control());
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const TimePoint asked = world.clock.now();
+  const std::uint64_t id = decode.request(prefill.address, 250, kMinute);
+  REQUIRE(wait_for(&world, &decode, id).outcome == Outcome::kCommitted);
+  CHECK(world.clock.now() - asked < Duration(19'000'000));
+  CHECK(decode.requests[id].committed.room);
+  CHECK(world.run_until([&] { return decode.requests[id].timed; }, kMinute));
+  settle(&world);
+  CHECK(prefill.outcomes.at(decode.requests[id].committed.room).status.ok());
+  // RoomOpened of a room that is over is no news: nothing was aborted because of it.
+  CHECK(prefill.outcomes.size() == 1);
+}
+
+TEST_CASE("rooms: without a free slot the pages follow in Allocate") {
+  WorldOptions options = slow_control();
+  options.slots = 1;
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const TimePoint asked = world.clock.now();
+  const std::uint64_t first = decode.request(prefill.address, 30, kMinute);
+  const std::uint64_t second = decode.request(prefill.address, 30, kMinute);
+  REQUIRE(wait_for(&world, &decode, second).outcome == Outcome::kCommitted);
+  CHECK(world.clock.now() - asked > Duration(30'000'000));
+  CHECK(decode.requests[first].outcome == Outcome::kCommitted);
+  settle(&world);
+}
+
+TEST_CASE("rooms: pages that went with OpenRoom come back by a proof alone") {
+  World world(1, slow_control());
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  SECTION("aborted before prefill has heard of the room") {
+    const std::uint64_t id = decode.request(prefill.address, 250, kMinute);
+    const std::uint32_t leased = decode.pool->counts().leased;
+    decode.abort(id);
+    CHECK(leased > 0);
+    CHECK(decode.pool->counts().quarantined == leased);
+    world.run(Duration(9'000'000));
+    CHECK(decode.pool->counts().quarantined == leased);
+  }
+  SECTION("refused") {
+    prefill.sender->drain();
+    const std::uint64_t id = decode.request(prefill.address, 250, kMinute);
+    CHECK(wait_for(&world, &decode, id).outcome == Outcome::kFailed);
+  }
+  SECTION("never answered") {
+    prefill.stopped = true;
+    const std::uint64_t id = decode.request(prefill.address, 250, kMinute);
+    decode.abort(id);
+    const auto fenced = [&] { return decode.pool->counts().quarantined == 0; };
+    REQUIRE(world.run_until(fenced, kMinute));
+    CHECK_FALSE(world.links_ready());
+    prefill.stopped = false;
+  }
+  settle(&world);
+  CHECK(decode.pool->counts().free == decode.pool->page_count());
+}
+
 TEST_CASE("rooms: over local, where decode copies, a prompt arrives whole, too") {
   WorldOptions options;
   options.layout = GENERATE(small_layout(), wide_layout());
@@ -368,7 +440,7 @@ TEST_CASE("links: a removed prefill's rooms fail and may be retried elsewhere") 
   Decode& decode = world.add_decode();
   REQUIRE(world.run_until([&] { return world.links_ready(); }));
   const std::uint64_t id = decode.request(prefill.address, 250, kMinute);
-  world.run(Duration(900'000));
+  world.run(Duration(800'000));
   decode.receiver->remove_prefill(prefill.address);
   CHECK(decode.requests[id].outcome == Outcome::kOpen);  // the host is not called from its own call
   decode.receiver->poll();
