@@ -27,7 +27,7 @@ struct Bounds {
   static constexpr std::uint32_t kMaxItems = 1u << 20;    // of one array or map
   static constexpr std::uint32_t kMaxString = 64u << 10;  // except bin fields, bounded by kMaxBytes
   static constexpr std::uint32_t kMaxTokens = 1u << 20;   // of one prompt
-  static constexpr std::uint32_t kMaxRuns = 1u << 16;     // of one Allocate
+  static constexpr std::uint32_t kMaxRuns = 1u << 16;     // of one Allocate or OpenRoom
 };
 
 // One line each: enumerator, wire number, name in kvd-protocol.7.

@@ -68,6 +68,7 @@ static Status validate(const OpenRoom& m) {
 template <typename V>
 void fields(V& v, Is<RoomOpened> auto& m) {
   v.must("request", m.request, Uint{});
+  v.may("allocated", m.allocated, Flag{});
 }
 static Status validate(const RoomOpened&) { return {}; }
 

@@ -42,6 +42,7 @@ struct OpenRoom {
 struct RoomOpened {  // the envelope's room is the room's id
   static constexpr MessageType kType = MessageType::kRoomOpened;
   std::uint64_t request = 0;
+  bool allocated = false;  // the pages in OpenRoom were read: no Allocate follows
 };
 
 struct RoomRefused {

@@ -62,9 +62,8 @@ constexpr Row kTable[] = {
     sender(kProv, kAbort, kProv, {A::kSendDrained}),
     sender(kUnpr, kAbort, kUnpr, {A::kSendUnproven}),
 
-    // Until pages were offered, with OpenRoom or Allocate, no peer was told of them: they go back
-    // at
-    // once, whatever comes.
+    // Until pages go out, with OpenRoom or Allocate, no peer knows of them: they go back at once,
+    // whatever comes.
     receiver(kB, kOpened, kW, {A::kLeaseSlot}),
     receiver(kB, kAllocate, kT, {}),
     receiver(kB, kRefused, kProv, {A::kRelease, A::kReportFailed}),

@@ -27,7 +27,7 @@ enum class Role : std::uint8_t { kSender, kReceiver };
 
 enum class RoomState : std::uint8_t {
   kBootstrapping,    // OpenRoom is on its way, or waits for its other half
-  kWaitingForInput,  // both ends know the room. Sender: Allocate is there, nothing is posted.
+  kWaitingForInput,  // both ends know the room. Sender: the pages are known, nothing is posted.
                      // Receiver: waits for a slot, nothing is told to the peer
   kTransferring,  // pages are exposed to writes. Sender: the first was queued. Receiver: the pages
                   // went with OpenRoom or Allocate

@@ -51,8 +51,9 @@ struct CommittedRoom {
   Incarnation prefill;
   std::uint64_t bytes = 0;  // KV bytes that were written
   std::uint32_t pages = 0;
-  Duration bootstrap{0};  // open_room -> RoomOpened (decode's clock)
-  Duration queue{0};      // prefill's clock
+  // open_room -> RoomOpened (decode's clock); a round trip, at most, where the record came first
+  Duration bootstrap{0};
+  Duration queue{0};  // prefill's clock
   Duration prefill_compute{0};
   Duration commit{0};               // record posted -> validated here
   bool commit_is_estimate = false;  // half a round trip: the two ends do not share a boot id

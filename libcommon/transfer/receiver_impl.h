@@ -139,9 +139,10 @@ struct KvReceiver::Impl {
   void apply(ReceiverRoom* room, room::Event event);
   void act(ReceiverRoom* room, room::Action action, room::Event event);
   bool may_name(const ReceiverRoom* room, RoomId id) const;
-  void name(ReceiverRoom* room, RoomId id);
+  void name(ReceiverRoom* room, RoomId id, Duration bootstrap);
   Status send_open(ReceiverRoom* room);
-  proto::Allocate expose(ReceiverRoom* room);
+  proto::Allocate offer(ReceiverRoom* room);
+  void expose(ReceiverRoom* room);
   void release(ReceiverRoom* room, room::Event event);
   void free_pages(ReceiverRoom* room, kv::Proof proof);
   void report_committed(ReceiverRoom* room);
@@ -174,8 +175,13 @@ struct KvReceiver::Impl {
   std::unordered_map<std::uint64_t, RoomKey> by_request_;  // the caller still waits for these
   std::deque<RoomKey> slot_line_;                          // opened, but no slot was free yet
   std::vector<RoomKey> over_;
-  // Committed rooms whose RoomDone may still come, oldest first, at most kMaxDone.
-  std::unordered_map<RoomId, std::uint64_t> done_;
+  // Committed rooms whose RoomOpened or RoomDone may still come, oldest first, at most kMaxDone.
+  struct Done {
+    std::uint64_t request = 0;
+    RoomKey key = 0;
+    TimePoint opened;
+  };
+  std::unordered_map<RoomId, Done> done_;
   std::deque<RoomId> done_order_;
   std::deque<Report> reports_;
   bool pages_freed_ = false, delivering_ = false, links_to_end_ = false;

@@ -74,9 +74,14 @@ void KvReceiver::Impl::on_opened(ReceiverLink* link, const control::Received& re
   const auto body = proto::decode_body<proto::RoomOpened>(received.envelope);
   if (!body.ok()) return messenger_->refuse(received, "malformed", body.status().message());
   const RoomId id = received.envelope.room;
+  const auto done = done_.find(id);
+  if (done != done_.end() && done->second.key == body->request) {
+    // Its record came first.
+    link->round_trip = std::min(link->round_trip, clock_->now() - done->second.opened);
+    return;
+  }
   ReceiverRoom* room = find(body->request);
   if (room == nullptr || room->link != link) {
-    if (done_.contains(id)) return;  // its record overtook this
     send(link, id, proto::Abort{"nobody waits for this room"});
     return;
   }
@@ -84,8 +89,11 @@ void KvReceiver::Impl::on_opened(ReceiverLink* link, const control::Received& re
     metrics_.violation();
     return note_end(link, invalid_argument("the peer opened a room twice or under a wrong id"));
   }
-  name(room, id);
+  name(room, id, clock_->now() - room->opened);
   if (!room->request.room) link->round_trip = std::min(link->round_trip, room->bootstrap);
+  // It skipped the pages in OpenRoom.
+  const bool told = room->state == room::RoomState::kTransferring;
+  if (told && !body->allocated) send(link, id, offer(room));
   apply(room, room::Event::kOpened);
 }
 
@@ -95,14 +103,12 @@ bool KvReceiver::Impl::may_name(const ReceiverRoom* room, RoomId id) const {
 }
 
 // RoomOpened tells the id; the record of a room whose pages went with OpenRoom may overtake it.
-void KvReceiver::Impl::name(ReceiverRoom* room, RoomId id) {
+void KvReceiver::Impl::name(ReceiverRoom* room, RoomId id, Duration bootstrap) {
   room->id = id;
   room->link->by_room[id] = room->key;
-  room->bootstrap = clock_->now() - room->opened;
-  if (room->exposed && room->request.lease) {
-    pool_->assign(room->request.lease, id, room->link->peer);
-  }
+  room->bootstrap = bootstrap;
   log_info("room opened", {{"room", id}, {"prefill", room->link->address}});
+  if (room->exposed && room->request.lease) expose(room);  // under its name
 }
 
 void KvReceiver::Impl::on_room_refused(ReceiverLink* link, const control::Received& received) {
@@ -140,7 +146,7 @@ void KvReceiver::Impl::on_room_done(ReceiverLink* link, const control::Received&
   if (!body.ok()) return messenger_->refuse(received, "malformed", body.status().message());
   std::uint64_t request = 0;
   if (const auto done = done_.find(received.envelope.room); done != done_.end()) {
-    request = done->second;
+    request = done->second.request;
     done_.erase(done);
   } else if (ReceiverRoom* room = find_on(link, received.envelope.room);
              room != nullptr && room->state != room::RoomState::kFailed) {
@@ -187,7 +193,9 @@ Status KvReceiver::Impl::check_record(ReceiverRoom* room) {
                     record->generation == room->slot->generation &&
                     record->tokens == room->request.prompt.size() && record->pages == pages;
   if (!fits) return {StatusCode::kCorrupted, "the commit record does not match the allocation"};
-  if (!room->id) name(room, record->room);
+  if (!room->id) {
+    name(room, record->room, std::min(clock_->now() - room->opened, room->link->round_trip));
+  }
   const TimePoint begin = clock_->now();
   // An aborted room may have given its pages up already; then its record proves the drain alone.
   if (room->request.lease) {
@@ -242,7 +250,8 @@ void KvReceiver::Impl::act(ReceiverRoom* room, room::Action action, room::Event 
       slot_line_.push_back(room->key);
       break;
     case kSendAllocate:
-      send(room->link, room->id, expose(room));
+      send(room->link, room->id, offer(room));
+      expose(room);
       break;
     case kSendAbort:
       room->abort_sent = clock_->now();
@@ -286,7 +295,8 @@ void KvReceiver::Impl::act(ReceiverRoom* room, room::Action action, room::Event 
 }
 
 // Where a slot is free the pages go along, and prefill may begin without another message. Not in
-// the standalone flow: a room may wait there for its other half, and slots are few.
+// the standalone flow: a room may wait there for its other half, and pages that a peer knows of
+// come back by a proof alone.
 Status KvReceiver::Impl::send_open(ReceiverRoom* room) {
   ReceiverLink* link = room->link;
   RoomRequest& request = room->request;
@@ -299,29 +309,23 @@ Status KvReceiver::Impl::send_open(ReceiverRoom* room) {
         static_cast<std::uint64_t>((request.deadline - room->opened).count() / 1'000'000);
   }
   if (!request.room && slot_line_.empty()) room->slot = slots_.lease(room->key);
-  if (room->slot) open.allocate = expose(room);
+  if (room->slot) open.allocate = offer(room);
   open.prompt = std::move(request.prompt);  // a long one is not copied
-  const Status sent = messenger_->send_in_link(link->ref, link->peer, link->epoch,
-                                               link->sequence.next_out(), request.room, open);
+  send(link, request.room, open);
   request.prompt = std::move(open.prompt);
-  if (sent.ok()) {
-    link->sequence.sent();
-    return {};
+  if (!link->end.ok()) {
+    if (room->slot) slots_.free(*room->slot);  // nobody was told
+    return link->end;
   }
-  if (room->slot) {  // nobody was told
-    slots_.free(*room->slot);
-    pool_->assign(request.lease, {}, {});
-  }
-  note_end(link, sent.with_context("cannot send to the peer"));
-  return sent;
+  if (room->slot) expose(room);
+  return {};
 }
 
-// From here on the peer may write to the room's pages and slot.
-proto::Allocate KvReceiver::Impl::expose(ReceiverRoom* room) {
+// What the peer is told of the room's pages and slot. The pages are marked before it can know them.
+proto::Allocate KvReceiver::Impl::offer(ReceiverRoom* room) {
   const std::uint32_t count = pool_->layout().pages_for(room->request.prompt.size());
-  pool_->assign(room->request.lease, room->id, room->link->peer);
   const std::span<const PageIndex> pages = pool_->pages(room->request.lease).first(count);
-  if (options_.digest == Digest::kSample) {
+  if (options_.digest == Digest::kSample && !room->exposed) {
     mark_pages(*pool_, pages, room->request.prompt.size(), rng_->next());
   }
   proto::Allocate allocate;
@@ -330,9 +334,17 @@ proto::Allocate KvReceiver::Impl::expose(ReceiverRoom* room) {
   }
   allocate.slot = room->slot->slot;
   allocate.generation = room->slot->generation;
-  room->exposed = true;
-  log_debug("pages allocated", {{"room", room->id}, {"pages", count}, {"slot", allocate.slot}});
   return allocate;
+}
+
+// The peer was told: it may write to the room's pages and slot. Again once the room has an id.
+void KvReceiver::Impl::expose(ReceiverRoom* room) {
+  room->exposed = true;
+  pool_->assign(room->request.lease, room->id, room->link->peer);
+  if (!room->id || !room->slot) return;
+  log_debug("pages allocated", {{"room", room->id},
+                                {"pages", pool_->layout().pages_for(room->request.prompt.size())},
+                                {"slot", room->slot->slot}});
 }
 
 // The only way back to the free list for pages of a room that failed.
@@ -388,7 +400,7 @@ void KvReceiver::Impl::report_committed(ReceiverRoom* room) {
                               {"prefill", room->link->address},
                               {"bytes", out.bytes},
                               {"commit_ms", to_ms(out.commit)}});
-  done_[room->id] = out.request;
+  done_[room->id] = {out.request, room->key, room->opened};
   done_order_.push_back(room->id);
   if (done_order_.size() > kMaxDone) {
     done_.erase(done_order_.front());
@@ -472,7 +484,8 @@ void KvReceiver::Impl::check_deadlines(TimePoint now) {
       }
       // Time proves nothing: it only decides that the peer is fenced.
       if (room->link != nullptr) {
-        note_end(room->link, unavailable("prefill did not answer an abort in time"));
+        note_end(room->link, unavailable(room->id ? "prefill did not answer an abort in time"
+                                                  : "prefill did not answer OpenRoom in time"));
       }
     } else {
       give_up(room, {StatusCode::kDeadline, "the request's deadline passed before its KV came"},

@@ -161,7 +161,7 @@ struct KvSender::Impl {
   void apply(SenderRoom* room, room::Event event);
   void act(SenderRoom* room, room::Action action);
   void fail(SenderRoom* room, std::string code, Status why);
-  void meet(SenderRoom* room);
+  void meet(SenderRoom* room, bool allocated = false);
   void send_drained(SenderRoom* room);
   void send_unproven(SenderRoom* room);
   void refuse(SenderRoom* room);
@@ -206,7 +206,7 @@ struct KvSender::Impl {
   std::unordered_map<RoomId, std::unique_ptr<SenderRoom>> rooms_;
   std::unordered_map<RoomId, Half> halves_;
   std::deque<RoomId>
-      source_line_;           // Allocate is there, source pages are not: first come, first served
+      source_line_;  // decode's pages are known, source pages are not: first come, first served
   std::vector<RoomId> over_;  // to be finished in settle()
   std::vector<EngineEnd> engine_ends_;
   TimePoint next_deadline_ = kNever;  // no deadline of a room or half is earlier

@@ -95,8 +95,9 @@ void KvSender::Impl::on_open_room(SenderLink* link, const control::Received& rec
   link->rooms.insert(id);
   SenderRoom* placed = (rooms_[id] = std::move(room)).get();
   if (!standalone) {
-    meet(placed);
-    if (!open.allocate.runs.empty()) take_allocation(placed, open.allocate);
+    const bool allocated = !open.allocate.runs.empty();
+    meet(placed, allocated);
+    if (allocated) take_allocation(placed, open.allocate);
   } else if (half != halves_.end()) {
     halves_.erase(half);
     meet(placed);
@@ -105,9 +106,9 @@ void KvSender::Impl::on_open_room(SenderLink* link, const control::Received& rec
   }
 }
 
-void KvSender::Impl::meet(SenderRoom* room) {
+void KvSender::Impl::meet(SenderRoom* room, bool allocated) {
   room->met = true;
-  send(room->link, room->id, proto::RoomOpened{room->request});
+  send(room->link, room->id, proto::RoomOpened{room->request, allocated});
   log_info("room opened",
            {{"room", room->id}, {"peer", room->link->peer}, {"tokens", room->tokens}});
 }

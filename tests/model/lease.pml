@@ -25,7 +25,8 @@
  * NO_FENCE: a provider whose closed endpoint proves nothing; what is quarantined then may wait for ever.
  * Planted defects, each of which spin must find: TIMER_FREES, DRAINED_EARLY, FREE_BEFORE_CLOSE, SLOT_EARLY,
  * ERROR_IS_DRAINED, STALE_ANSWER (a restarted prefill answers for the one before), SOURCE_EARLY,
- * PAGES_UNTOLD (that they went with OpenRoom is forgotten), NEVER_FENCE (liveness). LANDING_ONLY leaves them to the assert at LAND.
+ * PAGES_UNTOLD (that they went with OpenRoom is forgotten), NEVER_FENCE (liveness). LANDING_ONLY leaves
+ * them to the assert at LAND.
  */
 #ifndef ROOMS
 #define ROOMS 2

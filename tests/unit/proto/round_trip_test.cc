@@ -174,7 +174,7 @@ std::vector<Sample> samples() {
       sample(Registered{"tcp", std::string("\x00\x01", 2), 2000}),
       sample(Refused{"incompatible", "another layout", "page_size: 64 here, 32 there"}),
       sample(sample_open_room()),
-      sample(RoomOpened{5}),
+      sample(RoomOpened{5, true}),
       sample(RoomRefused{5, "busy", "no pages"}),
       sample(Allocate{{{14, 31}, {60, 1}, {2, 3}}, 1048575, 4095}),
       sample(Abort{"the client went away"}),

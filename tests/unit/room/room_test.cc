@@ -188,7 +188,7 @@ TEST_CASE("room: a sender's events of the past and the future change nothing") {
                                     Event::kDrained, Event::kFail, Event::kLinkEnd});
 }
 
-TEST_CASE("room: until it is told a receiver's pages go back at once") {
+TEST_CASE("room: until a peer knows of them a receiver's pages go back at once") {
   for (Event end : {Event::kAbort, Event::kGiveUp, Event::kFail, Event::kFailUnproven,
                     Event::kFenced, Event::kLost}) {
     for (const Machine& at : {receiver({}), receiver({Event::kOpened})}) {

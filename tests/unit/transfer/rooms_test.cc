@@ -1,6 +1,7 @@
 // Rooms from end to end over the simulated fabric: what a user of KvSender and KvReceiver sees.
 #include <catch2/catch.hpp>
 
+#include "proto/room_messages.h"
 #include "sim/world.h"
 
 namespace kvd::sim {
@@ -143,6 +144,29 @@ TEST_CASE("rooms: pages that went with OpenRoom come back by a proof alone") {
     world.run(Duration(9'000'000));
     CHECK(decode.pool->counts().quarantined == leased);
   }
+  SECTION("aborted before its record, which proves the drain and overtakes the answer") {
+    const std::uint64_t id = decode.request(prefill.address, 250, kMinute);
+    world.run(Duration(10'300'000));
+    decode.abort(id);
+    CHECK(decode.pool->counts().quarantined > 0);
+    world.run(Duration(7'000'000));
+    CHECK(decode.pool->counts().quarantined == 0);
+    CHECK(world.links_ready());
+  }
+  SECTION("its deadline passes before prefill has answered") {
+    const std::uint64_t id = decode.request(prefill.address, 250, Duration(10'300'000));
+    world.run(Duration(10'400'000));
+    CHECK(decode.requests[id].why.code() == StatusCode::kDeadline);
+    CHECK(decode.pool->counts().quarantined > 0);
+  }
+  SECTION("the prefill is removed before it has answered") {
+    const std::uint64_t id = decode.request(prefill.address, 250, kMinute);
+    decode.receiver->remove_prefill(prefill.address);
+    CHECK(decode.pool->counts().quarantined > 0);
+    CHECK(world.run_until([&] { return decode.receiver->prefills().empty(); }, kMinute));
+    CHECK(decode.requests[id].outcome == Outcome::kFailed);
+    decode.receiver->add_prefill(prefill.address);
+  }
   SECTION("refused") {
     prefill.sender->drain();
     const std::uint64_t id = decode.request(prefill.address, 250, kMinute);
@@ -159,6 +183,82 @@ TEST_CASE("rooms: pages that went with OpenRoom come back by a proof alone") {
   }
   settle(&world);
   CHECK(decode.pool->counts().free == decode.pool->page_count());
+}
+
+// What a prefill says that does not keep the rules. Decode stands still, so that the prefill's own
+// messages can be taken from its channel and others be put in their place.
+struct Liar {
+  Liar() {
+    REQUIRE(world.run_until([&] { return world.links_ready(); }));
+    id = decode.request(prefill.address, 250, kMinute);
+    const auto link = decode.receiver->prefills().at(0).incarnation;
+    decode.stopped = true;
+    world.run(Duration(20'500'000));
+    while (auto message = decode.messenger->receive()) {
+      if (message->envelope.type != proto::MessageType::kRoomOpened) continue;
+      opened = std::move(*message);
+    }
+    REQUIRE(opened.envelope.from == link);
+    decode.stopped = false;
+  }
+  // Before the record is looked at; `after` counts from RoomOpened.
+  template <typename Message>
+  void say(std::uint64_t after, RoomId room, const Message& message) {
+    proto::Envelope header = opened.envelope;
+    header.seq += after;
+    header.room = room;
+    auto envelope = proto::decode_envelope(proto::encode(header, message));
+    REQUIRE(envelope.ok());
+    control::Received forged = opened;
+    forged.envelope = std::move(*envelope);
+    decode.receiver->on_message(forged);
+  }
+  std::uint64_t key() const {
+    return proto::decode_body<proto::RoomOpened>(opened.envelope)->request;
+  }
+  void check_that_the_link_ends() {
+    CHECK(decode.requests[id].outcome == Outcome::kFailed);
+    CHECK_FALSE(decode.ready(prefill.address));
+    CHECK(world.run_until([&] { return world.links_ready(); }, kMinute));
+    settle(&world);
+  }
+  World world{1, slow_control()};
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  std::uint64_t id = 0;
+  control::Received opened;
+};
+
+TEST_CASE("rooms: a prefill that opens or refuses against the rules loses its link") {
+  Liar liar;
+  const RoomId room = liar.opened.envelope.room;
+  SECTION("opened twice") {
+    liar.say(0, room, proto::RoomOpened{liar.key(), true});
+    CHECK(liar.decode.requests[liar.id].outcome == Outcome::kOpen);
+    liar.say(1, room, proto::RoomOpened{liar.key(), true});
+  }
+  SECTION("opened again under another id") {
+    liar.say(0, room, proto::RoomOpened{liar.key(), true});
+    liar.say(1, RoomId{77}, proto::RoomOpened{liar.key(), true});
+  }
+  SECTION("refused when it was opened") {
+    liar.say(0, room, proto::RoomOpened{liar.key(), true});
+    liar.say(1, room, proto::RoomRefused{liar.key(), "busy", "never mind"});
+  }
+  SECTION("opened without an id") { liar.say(0, RoomId{}, proto::RoomOpened{liar.key(), true}); }
+  liar.check_that_the_link_ends();
+}
+
+TEST_CASE("rooms: a prefill that skips the pages in OpenRoom gets them in Allocate") {
+  Liar liar;
+  liar.say(0, liar.opened.envelope.room, proto::RoomOpened{liar.key(), false});
+  std::size_t allocates = 0;
+  liar.prefill.stopped = true;
+  liar.world.run(Duration(20'000'000));
+  while (auto message = liar.prefill.messenger->receive()) {
+    if (message->envelope.type == proto::MessageType::kAllocate) ++allocates;
+  }
+  CHECK(allocates == 1);
 }
 
 TEST_CASE("rooms: over local, where decode copies, a prompt arrives whole, too") {
