@@ -33,6 +33,8 @@ def check_document(result):
     # Products that were not made would be far faster than the arithmetic allows.
     matrices = result["matrices"][0]
     check(0 < matrices.get("share_of_limit", 0.5) < 1.3, "more than the limit: %s" % matrices)
+    # Two sequences' steps read the weights once; nobody reads faster than 3 x memory, even from a cache.
+    check(0 < decode["share_of_memory"] < 3 and decode["memory_bytes_per_s"] > 1e8, "memory: %s" % decode)
     check(result["model"] == "SmolLM2-135M-Instruct.Q4_1" and result["threads"] == 1, str(result))
     check(result["ceilings"]["memory_bytes_per_s"] > 1e8, "ceilings: %s" % result["ceilings"])
     check(result["environment"]["cores"] >= 1, "no environment")

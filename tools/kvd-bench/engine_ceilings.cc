@@ -154,15 +154,45 @@ double read_rate(Meter& meter, const std::byte* buffer, std::size_t bytes) {
                     [&](std::uint32_t thread) { read_all(buffer + thread * each, each); });
 }
 
+// Zero pages that were never written would all be the same one.
+Result<device::HostBuffer> large_buffer() {
+  Result<device::HostBuffer> buffer = device::HostBuffer::allocate(kLargeBytes);
+  if (buffer.ok()) std::memset(buffer->data(), 1, kLargeBytes);
+  return buffer;
+}
+
 }  // namespace
+
+struct MemoryReader::Impl {
+  device::HostBuffer buffer;
+  engine::cpu::ThreadPool pool;
+};
+
+MemoryReader::MemoryReader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+MemoryReader::~MemoryReader() = default;
+
+Result<std::unique_ptr<MemoryReader>> MemoryReader::open(std::uint32_t threads,
+                                                         const std::vector<int>& pin) {
+  Result<device::HostBuffer> buffer = large_buffer();
+  if (!buffer.ok()) return buffer.status();
+  return std::unique_ptr<MemoryReader>(
+      new MemoryReader(std::unique_ptr<Impl>(new Impl{std::move(*buffer), {threads, pin}})));
+}
+
+double MemoryReader::bytes_per_s() {
+  const std::size_t each = kLargeBytes / impl_->pool.size() / (2 * kLine) * (2 * kLine);
+  const SteadyClock clock;
+  const TimePoint begin = clock.now();
+  impl_->pool.run([&](std::uint32_t i) { read_all(impl_->buffer.data() + i * each, each); });
+  const double took = static_cast<double>((clock.now() - begin).count()) * 1e-9;
+  return static_cast<double>(each) * impl_->pool.size() / took;
+}
 
 Result<Ceilings> measure_ceilings(const std::string& kernels, std::uint32_t threads,
                                   const std::vector<int>& pin, std::uint64_t weight_bytes,
                                   const std::function<bool()>& stop) {
-  Result<device::HostBuffer> buffer = device::HostBuffer::allocate(kLargeBytes);
+  Result<device::HostBuffer> buffer = large_buffer();
   if (!buffer.ok()) return buffer.status();
-  // Zero pages that were never written would all be the same one.
-  std::memset(buffer->data(), 1, kLargeBytes);
   Meter meter(threads, pin, stop);
   Ceilings ceilings;
   ceilings.memory_bytes_per_s = read_rate(meter, buffer->data(), kLargeBytes);

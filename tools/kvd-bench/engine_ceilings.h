@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,22 @@ struct Ceilings {
   double fp32_macs_per_s = 0;
   double bf16_macs_per_s = 0;  // AMX tiles
   bool disturbed = false;      // other processes worked meanwhile: too low
+};
+
+// Reads 512 MiB with all threads when it is asked to: what memory gives at this moment, which on a
+// shared host is not what it gave a minute ago.
+class MemoryReader {
+ public:
+  // kResourceExhausted: no memory for the buffer.
+  static Result<std::unique_ptr<MemoryReader>> open(std::uint32_t threads,
+                                                    const std::vector<int>& pin);
+  ~MemoryReader();
+  double bytes_per_s();
+
+ private:
+  struct Impl;
+  explicit MemoryReader(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
 };
 
 // `kernels`: the name of the path in use, whose instructions are timed. `stop`: true ends it early,

@@ -102,6 +102,7 @@ class Bench {
   const SteadyClock clock_;
   const TimePoint end_;
   std::unique_ptr<EngineRuns> runs_;
+  std::unique_ptr<MemoryReader> memory_;  // for decode
   EngineReport report_;
 };
 
@@ -127,6 +128,11 @@ Status Bench::run() {
                                      report_.cost.step_bytes, [this] { return over(); });
     if (!ceilings.ok()) return ceilings.status();
     report_.ceilings = *ceilings;
+  }
+  if (!options_.batches.empty()) {
+    auto memory = MemoryReader::open(options_.threads, options_.pin);
+    if (!memory.ok()) return memory.status();
+    memory_ = std::move(*memory);
   }
   if (options_.ndjson) KVD_RETURN_IF_ERROR(cli::write_out(start_event(report_)));
   SpeedFigure what;
@@ -173,7 +179,7 @@ Status Bench::measure(const SpeedFigure& what) {
       case SpeedFigure::Kind::kDecode:
         break;
     }
-    return runs_->decode(what.batch, what.context, limits);
+    return runs_->decode(what.batch, what.context, limits, memory_.get());
   };
   const SpeedFigure figure = run();
   if (figure.tok_per_s.n == 0) {

@@ -66,6 +66,10 @@ void add_figure(JsonWriter& json, const EngineReport& report, const SpeedFigure&
   if (const Share share = share_of(report, figure); share.part > 0) {
     json.field("limit", share.of).field("share_of_limit", share.part);
   }
+  if (figure.share_of_memory.n != 0) {
+    json.field("memory_bytes_per_s", figure.memory_bytes_per_s.median);
+    json.field("share_of_memory", figure.share_of_memory.median);
+  }
   if (const double* other = reference_of(report, figure)) {
     json.field("reference_tok_per_s", *other).field("ratio", s.median / *other);
   }
@@ -153,10 +157,7 @@ Share share_of(const EngineReport& report, const SpeedFigure& figure) {
     return c.int8_macs_per_s > 0 ? Share{"int8", macs / c.int8_macs_per_s} : Share{};
   }
   if (c.weights_bytes_per_s <= 0) return {};
-  // Of a run whose steps see context, context + 1, ... tokens.
-  const double seen = figure.context + (figure.steps + 1) / 2.0;
-  const double kv = seen * figure.batch * static_cast<double>(report.cost.kv_token_bytes);
-  const double bytes = static_cast<double>(report.cost.step_bytes) + kv;
+  const double bytes = report.cost.decode_bytes(figure.batch, figure.context, figure.steps);
   return {"memory", rate / figure.batch * bytes / c.weights_bytes_per_s};
 }
 

@@ -154,7 +154,7 @@ SpeedFigure EngineRuns::matrices(const SampleLimits& limits) {
 }
 
 SpeedFigure EngineRuns::decode(std::uint32_t batch, std::uint32_t context,
-                               const SampleLimits& limits) {
+                               const SampleLimits& limits, MemoryReader* memory) {
   // One prompt is computed; the other sequences get copies of its pages, each its own.
   if (computed_ < context) {
     compute(0, context);
@@ -169,10 +169,24 @@ SpeedFigure EngineRuns::decode(std::uint32_t batch, std::uint32_t context,
     }
   }
   const std::uint32_t steps = steps_for(batch);
+  const double bytes = cost_.decode_bytes(batch, context, steps) * steps;
+  const SteadyClock clock;
+  std::vector<double> memory_rates, rates;  // memory's before each run; of the runs
+  const auto read = [&] { memory_rates.push_back(memory->bytes_per_s()); };
   const auto run = [&] {
+    const TimePoint begin = clock.now();
     for (std::uint32_t i = 0; i < steps; ++i) decode_step(batch, context + i, i);
+    rates.push_back(bytes / (static_cast<double>((clock.now() - begin).count()) * 1e-9));
   };
-  SpeedFigure figure = speed(sample(limits, nullptr, run), static_cast<double>(steps) * batch);
+  SpeedFigure figure = speed(sample(limits, read, run), static_cast<double>(steps) * batch);
+  read();
+  std::vector<double> shares;
+  // The first run warms up.
+  for (std::size_t i = 1; i < rates.size(); ++i) {
+    shares.push_back(rates[i] / std::max(memory_rates[i], memory_rates[i + 1]));
+  }
+  figure.memory_bytes_per_s = spread_of(memory_rates);
+  figure.share_of_memory = spread_of(shares);
   // The steps wrote over what the prompt had behind the context.
   computed_ = std::min(computed_, context);
   figure.kind = SpeedFigure::Kind::kDecode;

@@ -13,6 +13,7 @@
 #include "common/measure.h"
 #include "device/host_buffer.h"
 #include "engine/cpu/llama_model.h"
+#include "kvd-bench/engine_ceilings.h"
 
 namespace kvd::tools {
 
@@ -42,6 +43,9 @@ struct SpeedFigure {
   std::uint32_t context = 0;  // decode: tokens in the KV of each before the first step
   std::uint32_t steps = 0;    // decode: a run
   Spread tok_per_s;
+  // Decode: what memory gave before and after each run, and the part of the better of the two that
+  // the run read weights and KV at.
+  Spread memory_bytes_per_s, share_of_memory;
   std::size_t rejected = 0;
   bool disturbed = false;
   std::string name() const;  // "prefill 512", "matrices 512", "decode 8 @512"
@@ -52,6 +56,12 @@ struct ModelCost {
   std::uint64_t linear_macs = 0;     // of a prompt token in the layers' matrices
   std::uint64_t step_bytes = 0;      // of weights, packed, that a decode step reads
   std::uint64_t kv_token_bytes = 0;  // of K and V that a token of context has
+
+  // Bytes that a step reads, in the mean over a run of `steps` from `context` tokens on.
+  double decode_bytes(std::uint32_t batch, std::uint32_t context, std::uint32_t steps) const {
+    const double seen = context + (steps + 1) / 2.0;
+    return static_cast<double>(step_bytes) + seen * batch * static_cast<double>(kv_token_bytes);
+  }
 };
 
 class EngineRuns {
@@ -62,7 +72,8 @@ class EngineRuns {
 
   SpeedFigure prefill(std::uint32_t tokens, const SampleLimits& limits);
   SpeedFigure matrices(const SampleLimits& limits);
-  SpeedFigure decode(std::uint32_t batch, std::uint32_t context, const SampleLimits& limits);
+  SpeedFigure decode(std::uint32_t batch, std::uint32_t context, const SampleLimits& limits,
+                     MemoryReader* memory);
 
   std::string kernels() const { return model_->kernels(); }
   const ModelCost& cost() const { return cost_; }

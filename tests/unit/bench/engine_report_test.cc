@@ -91,6 +91,15 @@ TEST_CASE("engine report: shares are bytes of a step, or products of a token, ag
   CHECK_THAT(report_text(report), Contains("50 % bf16") && Contains("limits: "));
 }
 
+TEST_CASE("engine report: the share of memory that was measured around the runs is decode's") {
+  EngineReport report = sample_report();
+  CHECK_THAT(report_json(report), !Contains("share_of_memory"));
+  report.figures.back().memory_bytes_per_s = {25e9, 24e9, 26e9, 6};
+  report.figures.back().share_of_memory = {0.75, 0.5, 1, 5};
+  CHECK_THAT(report_json(report), Contains("\"memory_bytes_per_s\":25000000000") &&
+                                      Contains("\"share_of_memory\":0.75"));
+}
+
 TEST_CASE("engine report: a disturbed figure and an early end are said in every form") {
   EngineReport report = sample_report();
   report.figures[0].disturbed = true;
