@@ -18,7 +18,7 @@
 namespace kvd::tools {
 namespace {
 
-constexpr std::size_t kLargeBytes = std::size_t{512} << 20;
+constexpr std::size_t kLargeBytes = MemoryReader::kBytes;
 constexpr std::size_t kLine = 64;
 constexpr int kRounds = 1 << 20;  // of products: some milliseconds
 

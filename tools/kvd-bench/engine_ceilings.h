@@ -2,6 +2,7 @@
 // set against.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <memory>
@@ -27,6 +28,7 @@ struct Ceilings {
 // shared host is not what it gave a minute ago.
 class MemoryReader {
  public:
+  static constexpr std::size_t kBytes = std::size_t{512} << 20;  // that it holds
   // kResourceExhausted: no memory for the buffer.
   static Result<std::unique_ptr<MemoryReader>> open(std::uint32_t threads,
                                                     const std::vector<int>& pin);

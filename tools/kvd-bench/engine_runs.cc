@@ -53,6 +53,15 @@ SpeedFigure speed(const Samples& samples, double tokens) {
 
 }  // namespace
 
+std::vector<double> shares_of_memory(const std::vector<double>& rates,
+                                     const std::vector<double>& memory) {
+  std::vector<double> shares;
+  for (std::size_t i = 1; i < rates.size(); ++i) {
+    shares.push_back(rates[i] / std::max(memory[i], memory[i + 1]));
+  }
+  return shares;
+}
+
 std::string SpeedFigure::name() const {
   if (kind == Kind::kDecode) {
     return "decode " + std::to_string(batch) + " @" + std::to_string(context);
@@ -88,7 +97,9 @@ Status EngineRuns::allocate(const EngineBenchOptions& options) {
   pages_each_ = layout.pages_for(std::max(generated, prompt));
   const std::uint64_t count = std::uint64_t{pages_each_} * sequences;
   const std::uint64_t bytes = count * layout.page_bytes();
-  if (const std::uint64_t free = available_memory(); bytes > free / 10 * 9) {
+  std::uint64_t free = available_memory();
+  if (!options.batches.empty()) free -= std::min<std::uint64_t>(free, MemoryReader::kBytes);
+  if (bytes > free / 10 * 9) {
     return {StatusCode::kResourceExhausted,
             "the KV of " + std::to_string(sequences) + " sequences takes " + format_bytes(bytes) +
                 ", the host has " + format_bytes(free) +
@@ -180,13 +191,8 @@ SpeedFigure EngineRuns::decode(std::uint32_t batch, std::uint32_t context,
   };
   SpeedFigure figure = speed(sample(limits, read, run), static_cast<double>(steps) * batch);
   read();
-  std::vector<double> shares;
-  // The first run warms up.
-  for (std::size_t i = 1; i < rates.size(); ++i) {
-    shares.push_back(rates[i] / std::max(memory_rates[i], memory_rates[i + 1]));
-  }
   figure.memory_bytes_per_s = spread_of(memory_rates);
-  figure.share_of_memory = spread_of(shares);
+  figure.share_of_memory = spread_of(shares_of_memory(rates, memory_rates));
   // The steps wrote over what the prompt had behind the context.
   computed_ = std::min(computed_, context);
   figure.kind = SpeedFigure::Kind::kDecode;

@@ -64,6 +64,11 @@ struct ModelCost {
   }
 };
 
+// Of each run but the first, which warms up: its rate against the better of memory's before and
+// after it. `memory` has one more than `rates`.
+std::vector<double> shares_of_memory(const std::vector<double>& rates,
+                                     const std::vector<double>& memory);
+
 class EngineRuns {
  public:
   // kInvalidArgument: the model cannot be loaded, a prompt or context is longer than the model's;

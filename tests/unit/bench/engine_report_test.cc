@@ -100,6 +100,14 @@ TEST_CASE("engine report: the share of memory that was measured around the runs 
                                       Contains("\"share_of_memory\":0.75"));
 }
 
+TEST_CASE("engine runs: a run is set against the better memory around it, the first against none") {
+  const std::vector<double> shares = shares_of_memory({9, 6, 3}, {1, 10, 20, 5});
+  REQUIRE(shares.size() == 2);
+  CHECK(shares[0] == Approx(6.0 / 20));
+  CHECK(shares[1] == Approx(3.0 / 20));
+  CHECK(shares_of_memory({9}, {1, 2}).empty());
+}
+
 TEST_CASE("engine report: a disturbed figure and an early end are said in every form") {
   EngineReport report = sample_report();
   report.figures[0].disturbed = true;

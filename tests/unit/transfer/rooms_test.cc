@@ -255,6 +255,8 @@ TEST_CASE("rooms: a prefill that skips the pages in OpenRoom gets them in Alloca
   std::size_t allocates = 0;
   liar.prefill.stopped = true;
   liar.world.run(Duration(20'000'000));
+  // What the prefill had written meanwhile is whole.
+  CHECK(liar.decode.requests[liar.id].outcome == Outcome::kCommitted);
   while (auto message = liar.prefill.messenger->receive()) {
     if (message->envelope.type == proto::MessageType::kAllocate) ++allocates;
   }
