@@ -102,7 +102,7 @@ class KvSender {
   void drain();
   bool idle() const;  // no rooms and nothing waiting for a proof
   std::size_t rooms() const;
-  std::size_t waiting() const;  // rooms without source pages or Allocate
+  std::size_t waiting() const;  // rooms without source pages, or without decode's
 
  private:
   struct Impl;

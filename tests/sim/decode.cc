@@ -49,6 +49,7 @@ void Decode::kill() {
   channel.reset();
   pool.reset();
   leases_.clear();
+  records_.clear();
   waiting_.clear();
   sequences_.clear();
   stopped = false;
@@ -344,12 +345,11 @@ void Decode::check_slot(std::uint32_t slot) {
       pool->memory() + pool->memory_bytes() + std::size_t{slot} * proto::kSlotBytes;
   const auto record = proto::decode_record(
       std::span<const std::byte, proto::kRecordBytes>(at, proto::kRecordBytes));
-  // A room whose pages went with OpenRoom has no name before RoomOpened: then no other may have it.
+  // A room whose pages went with OpenRoom has no name before RoomOpened: but a name has one lease.
   const auto is_its_own = [&] {
-    if (lease->room) return record->room == lease->room;
-    return std::none_of(leased.begin(), leased.end(), [&](const transfer::SlotView& view) {
-      return view.room && view.room == record->room;
-    });
+    if (lease->room || record->room.value == 0) return record->room == lease->room;
+    const std::pair<std::uint32_t, std::uint32_t> place(slot, lease->generation);
+    return records_.try_emplace(record->room, place).first->second == place;
   };
   const bool foreign = lease != leased.end() && record.ok() &&
                        (!is_its_own() || record->generation != lease->generation);

@@ -14,6 +14,7 @@
 #include <memory>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/clock.h"
@@ -216,6 +217,8 @@ class Decode final : public transfer::ReceiverHost {
   std::vector<std::byte> memory_;
   std::map<std::uint64_t, Lease> leases_;  // by lease id
   std::vector<Owner> owners_;              // by page
+  // Slot and generation that the record of a room without a name landed in.
+  std::map<RoomId, std::pair<std::uint32_t, std::uint32_t>> records_;
   Turn turn_;
   std::vector<Waiting> waiting_;
   std::vector<Sequence> sequences_;

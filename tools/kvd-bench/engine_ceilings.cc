@@ -148,8 +148,13 @@ class Meter {
   bool disturbed_ = false;
 };
 
+// What each thread reads of `bytes`: whole rounds of read_all().
+std::size_t each_of(std::size_t bytes, std::uint32_t threads) {
+  return bytes / threads / (2 * kLine) * (2 * kLine);
+}
+
 double read_rate(Meter& meter, const std::byte* buffer, std::size_t bytes) {
-  const std::size_t each = bytes / meter.threads() / (2 * kLine) * (2 * kLine);
+  const std::size_t each = each_of(bytes, meter.threads());
   return meter.rate(static_cast<double>(each) * meter.threads(),
                     [&](std::uint32_t thread) { read_all(buffer + thread * each, each); });
 }
@@ -180,7 +185,7 @@ Result<std::unique_ptr<MemoryReader>> MemoryReader::open(std::uint32_t threads,
 }
 
 double MemoryReader::bytes_per_s() {
-  const std::size_t each = kLargeBytes / impl_->pool.size() / (2 * kLine) * (2 * kLine);
+  const std::size_t each = each_of(kLargeBytes, impl_->pool.size());
   const SteadyClock clock;
   const TimePoint begin = clock.now();
   impl_->pool.run([&](std::uint32_t i) { read_all(impl_->buffer.data() + i * each, each); });
