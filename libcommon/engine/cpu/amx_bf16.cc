@@ -204,7 +204,7 @@ void to_parts(const float* row, std::uint32_t columns, std::uint32_t begin, std:
 
 const std::byte* weight_tiles(const Matrix& matrix, std::uint32_t panel, std::uint32_t first,
                               std::uint32_t steps, std::byte* out) {
-  const std::byte* at = matrix.data + panel * matrix.panel_bytes;
+  const std::byte* at = matrix.data + panel_at(matrix, panel);
   switch (matrix.type) {
     case PanelType::kQ4:
       quantized_tiles<PanelType::kQ4>(at, first, steps, out);

@@ -340,7 +340,7 @@ void linear(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const 
   alignas(32) float sums[kTile * kPanelRows];
   Tile tile{form_of(matrix.type, rows), nullptr, matrix.columns, &x};
   for (std::uint32_t panel = begin; panel < end; ++panel) {
-    tile.panel = reinterpret_cast<const std::uint8_t*>(matrix.data + panel * matrix.panel_bytes);
+    tile.panel = reinterpret_cast<const std::uint8_t*>(matrix.data + panel_at(matrix, panel));
     if (tile.form == Form::kUnpacked) {
       auto* unpacked = reinterpret_cast<std::uint8_t*>(scratch);
       const bool q4 = matrix.type == PanelType::kQ4;

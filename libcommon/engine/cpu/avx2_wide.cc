@@ -122,8 +122,7 @@ void linear_wide(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, c
       {run_tile<1, false>, run_tile<2, false>, run_tile<3, false>, run_tile<4, false>},
       {run_tile<1, true>, run_tile<2, true>, run_tile<3, true>, run_tile<4, true>}};
   for (std::uint32_t panel = begin; panel < end; ++panel) {
-    const auto* at =
-        reinterpret_cast<const std::uint8_t*>(matrix.data + panel * matrix.panel_bytes);
+    const auto* at = reinterpret_cast<const std::uint8_t*>(matrix.data + panel_at(matrix, panel));
     const std::uint32_t left = matrix.rows - panel * kPanelRows;
     const std::uint32_t valid = left < kPanelRows ? left : kPanelRows;
     for (std::uint32_t row = 0; row < rows; row += kTile) {

@@ -16,8 +16,8 @@ namespace {
 constexpr std::uint32_t kTile = 6;                // query rows
 constexpr std::uint32_t kScores = kKvBlock / 16;  // registers of a row's scores
 constexpr std::uint32_t kRun = 16;                // tokens read at a time
-// Runs asked for before they are read: about as many lines as a CPU can wait for at a time.
-constexpr std::uint32_t kAhead = 2;
+// Runs asked for before they are read.
+constexpr std::uint32_t kAhead = 4;
 
 // 16 x 16 words: column i of the rows becomes r[i].
 KVD_INLINE void transpose(__m512i (&r)[16]) {

@@ -383,7 +383,7 @@ void linear(const Matrix& matrix, std::uint32_t begin, std::uint32_t end, const 
   for (std::uint32_t near = 0; near < rows; near += near_rows) {
     const std::uint32_t near_end = least(rows, near + near_rows);
     for (std::uint32_t panel = begin; panel < end; ++panel) {
-      tile.panel = reinterpret_cast<const std::uint8_t*>(matrix.data + panel * matrix.panel_bytes);
+      tile.panel = reinterpret_cast<const std::uint8_t*>(matrix.data + panel_at(matrix, panel));
       const __mmask16 valid = first_lanes(matrix.rows - panel * kPanelRows);
       for (std::uint32_t row = near; row < near_end; row += tiles.most) {
         const std::uint32_t count = least(tiles.most, near_end - row);

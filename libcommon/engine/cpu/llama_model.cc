@@ -78,6 +78,8 @@ const Attention& attention_for(const Kernels& kernels, const LlamaConfig& config
 // quarters of the divergence.
 constexpr bool kWithOffsets = true;
 
+constexpr std::size_t kBlockPanels = kBlock / kPanelRows;
+
 // Makes the quantized form of a row.
 void quantize(const Kernels& kernels, const Rows& rows, std::size_t row, bool offsets = false) {
   if (kernels.quantized_row_bytes == nullptr) return;
@@ -117,10 +119,30 @@ class LlamaModel final : public CpuModel {
              ThreadPool::Parts parts = ThreadPool::Parts::kRuns) {
     pool_->share(worker.thread, items, grain, work, parts);
   }
-  // Products' panels a thread takes at a time: an even number where it can, as AMX takes pairs.
-  std::size_t panels_at_once(std::size_t panels) const {
-    const std::size_t sixth = std::max<std::size_t>(1, panels / (std::size_t{pool_->size()} * 6));
-    return sixth > 1 ? sixth - sixth % 2 : 1;
+  // share() one by one.
+  template <typename Work>
+  void each(const Worker& worker, std::size_t items, const Work& work,
+            ThreadPool::Parts parts = ThreadPool::Parts::kRuns) {
+    const auto piece = [&](std::size_t begin, std::size_t end) {
+      for (; begin < end; ++begin) work(begin);
+    };
+    share(worker, items, 1, piece, parts);
+  }
+  // share() of a layer's gate and up, in items of kBlock columns of each.
+  template <typename Work>
+  void share_gated(const Worker& worker, const LlamaLayer& layer, std::size_t rows,
+                   const Work& work) {
+    const std::size_t items = (layer.gate.panels + kBlockPanels - 1) / kBlockPanels;
+    share(worker, items, at_once(items, layer.gate.pair_stride, rows), work);
+  }
+  // Panels, or what else has `bytes` of weights, that a thread takes of `items` at least at a time:
+  // an even number where it can, as AMX takes pairs. With few rows no more than some microseconds'
+  // reading, which is what one thread may wait for another at the end.
+  std::size_t at_once(std::size_t items, std::size_t bytes, std::size_t rows) const {
+    constexpr std::size_t kFewRowsBytes = 96 << 10;
+    std::size_t most = items / (std::size_t{pool_->size()} * 6);
+    if (rows <= kFewRows) most = std::min(most, kFewRowsBytes / bytes);
+    return most > 1 ? most - most % 2 : 1;
   }
   void embed(Worker& worker);
   Activations normalize(Worker& worker, const std::vector<float>& weight, bool offsets = false);
@@ -134,6 +156,9 @@ class LlamaModel final : public CpuModel {
   void merge_row(const MergeTask& task);
   Activations quantize_attended(Worker& worker);
   void multiply_gated(Worker& worker, const Activations& in, const LlamaLayer& layer);
+  // Gate and up of columns [kBlock * begin, kBlock * end), unless there are fewer.
+  void gate_and_up(Worker& worker, const Activations& in, const LlamaLayer& layer,
+                   std::uint32_t rows, std::size_t begin, std::size_t end);
   // What is cheap beside a barrier is done by every thread for itself when there are few rows.
   bool few() const { return plan_.rows() <= kFewRows; }
   const Kernels& kernels_for(std::size_t rows) const {
@@ -240,7 +265,9 @@ void LlamaModel::multiply_layers(std::uint32_t rows) {
       times(normed_.activations(kWithOffsets),
             {{&layer.q, query_.get()}, {&layer.k, key_.get()}, {&layer.v, value_.get()}}, false);
       times(attended_.activations(), {{&layer.attn_output, residual_.get()}}, true);
-      times(normed_.activations(), {{&layer.gate, gate_.row(0)}, {&layer.up, up_.get()}}, false);
+      share_gated(worker, layer, rows, [&](std::size_t begin, std::size_t end) {
+        gate_and_up(worker, normed_.activations(), layer, rows, begin, end);
+      });
       times(gate_.activations(kWithOffsets), {{&layer.down, residual_.get()}}, true);
     }
   });
@@ -274,7 +301,7 @@ void LlamaModel::run(std::uint32_t thread, const std::function<void(std::uint32_
 
 void LlamaModel::embed(Worker& worker) {
   const std::uint32_t pairs = config_.rope_dim / 2;
-  share(worker, plan_.rows(), 1, [&](std::size_t row, std::size_t) {
+  each(worker, plan_.rows(), [&](std::size_t row) {
     const StepRow& at = plan_.row(row);
     dequantize_row(weights_.embedding, static_cast<std::uint32_t>(at.token),
                    residual_.get() + row * config_.hidden);
@@ -302,8 +329,7 @@ Activations LlamaModel::normalize(Worker& worker, const std::vector<float>& weig
     for (std::size_t row = 0; row < plan_.rows(); ++row) normalize_row(row, *worker.own);
     return worker.own->activations(offsets);
   }
-  share(worker, plan_.rows(), 1,
-        [&](std::size_t row, std::size_t) { normalize_row(row, normed_); });
+  each(worker, plan_.rows(), [&](std::size_t row) { normalize_row(row, normed_); });
   return normed_.activations(offsets);
 }
 
@@ -312,7 +338,8 @@ void LlamaModel::multiply(Worker& worker, const Activations& in, std::span<const
   const Kernels& kernels = kernels_for(rows);
   std::size_t panels = 0;
   for (const Product& product : products) panels += product.matrix->panels;
-  share(worker, panels, panels_at_once(panels), [&](std::size_t begin, std::size_t end) {
+  const std::size_t grain = at_once(panels, products[0].matrix->panel_bytes, rows);
+  share(worker, panels, grain, [&](std::size_t begin, std::size_t end) {
     std::size_t base = 0;
     for (const Product& product : products) {
       const Matrix& matrix = *product.matrix;
@@ -328,7 +355,7 @@ void LlamaModel::multiply(Worker& worker, const Activations& in, std::span<const
 }
 
 void LlamaModel::rotate_and_store(Worker& worker, std::uint32_t layer) {
-  share(worker, plan_.rows(), 1, [&](std::size_t row, std::size_t) {
+  each(worker, plan_.rows(), [&](std::size_t row) {
     const std::uint32_t q_width = config_.heads * config_.head_dim;
     rotate_queries(row, config_.heads, query_.get() + row * q_width);
     for (std::uint32_t h = 0; h < config_.kv_heads; ++h) store_key_and_value(row, h, layer);
@@ -360,13 +387,12 @@ void LlamaModel::store_key_and_value(std::size_t row, std::uint32_t kv_head, std
 
 void LlamaModel::attend(Worker& worker, std::uint32_t layer) {
   const std::span<const AttentionTask> tasks = plan_.tasks();
-  share(
-      worker, tasks.size(), 1,
-      [&](std::size_t i, std::size_t) { attend_task(tasks[i], layer, worker.scratch); },
+  each(
+      worker, tasks.size(), [&](std::size_t i) { attend_task(tasks[i], layer, worker.scratch); },
       ThreadPool::Parts::kTurns);
   const std::span<const MergeTask> merges = plan_.merges();
   if (!merges.empty()) {
-    share(worker, merges.size(), 1, [&](std::size_t i, std::size_t) { merge_row(merges[i]); });
+    each(worker, merges.size(), [&](std::size_t i) { merge_row(merges[i]); });
   }
 }
 
@@ -435,8 +461,7 @@ Activations LlamaModel::quantize_attended(Worker& worker) {
   const Kernels& kernels = kernels_for(plan_.rows());
   if (!few()) {
     if (kernels.quantized_row_bytes != nullptr) {
-      share(worker, plan_.rows(), 1,
-            [&](std::size_t row, std::size_t) { quantize(kernels, attended_, row); });
+      each(worker, plan_.rows(), [&](std::size_t row) { quantize(kernels, attended_, row); });
     }
     return attended_.activations();
   }
@@ -452,17 +477,12 @@ Activations LlamaModel::quantize_attended(Worker& worker) {
 // Gate and up of the same columns, a block's width at a time, so that whoever has computed them
 // activates them, and makes them the input of the next product.
 void LlamaModel::multiply_gated(Worker& worker, const Activations& in, const LlamaLayer& layer) {
-  constexpr std::uint32_t kPanels = kBlock / kPanelRows;
   const Kernels& kernels = kernels_for(plan_.rows());
-  const std::uint32_t ffn = config_.ffn, items = (ffn + kBlock - 1) / kBlock;
+  const std::uint32_t ffn = config_.ffn;
   const auto rows = static_cast<std::uint32_t>(plan_.rows());
-  share(worker, items, panels_at_once(items), [&](std::size_t first, std::size_t last) {
+  share_gated(worker, layer, rows, [&](std::size_t first, std::size_t last) {
+    gate_and_up(worker, in, layer, rows, first, last);
     const auto begin = static_cast<std::uint32_t>(first), end = static_cast<std::uint32_t>(last);
-    const std::uint32_t panels = std::min(end * kPanels, layer.gate.panels);
-    kernels.linear(layer.gate, begin * kPanels, panels, in, rows, gate_.row(0), ffn, false,
-                   worker.scratch);
-    kernels.linear(layer.up, begin * kPanels, panels, in, rows, up_.get(), ffn, false,
-                   worker.scratch);
     const std::uint32_t from = begin * kBlock, to = std::min(end * kBlock, ffn);
     for (std::size_t row = 0; row < rows; ++row) {
       kernels.swiglu(gate_.row(row) + from, up_.get() + row * ffn + from, to - from);
@@ -474,12 +494,26 @@ void LlamaModel::multiply_gated(Worker& worker, const Activations& in, const Lla
   });
 }
 
+void LlamaModel::gate_and_up(Worker& worker, const Activations& in, const LlamaLayer& layer,
+                             std::uint32_t rows, std::size_t begin, std::size_t end) {
+  // A few rows wait for memory, which is read in order: by turns, as the two lie there.
+  const std::size_t step = rows <= kFewRows ? 1 : end - begin;
+  for (; begin < end; begin += step) {
+    const auto first = static_cast<std::uint32_t>(begin * kBlockPanels);
+    const auto last = static_cast<std::uint32_t>((begin + step) * kBlockPanels);
+    for (const auto& [matrix, out] : {Product{&layer.gate, gate_.row(0)}, {&layer.up, up_.get()}}) {
+      kernels_for(rows).linear(*matrix, first, std::min(last, matrix->panels), in, rows, out,
+                               matrix->rows, false, worker.scratch);
+    }
+  }
+}
+
 // Logits of the rows that want them.
 void LlamaModel::project_head(Worker& worker) {
   const std::span<const std::uint32_t> wanted = plan_.wanted();
   if (wanted.empty()) return;
   const Kernels& kernels = kernels_for(wanted.size());
-  share(worker, wanted.size(), 1, [&](std::size_t i, std::size_t) {
+  each(worker, wanted.size(), [&](std::size_t i) {
     kernels.rms_norm(residual_.get() + wanted[i] * std::size_t{config_.hidden},
                      weights_.output_norm.data(), config_.norm_epsilon, config_.hidden,
                      last_.row(i));

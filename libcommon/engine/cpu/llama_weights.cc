@@ -31,7 +31,13 @@ class Loader {
  private:
   Status find(const std::string& name, std::uint64_t columns, std::uint64_t rows,
               const Tensor** tensor);
+  // To be packed from where the last one ends.
+  void place(const std::string& name, std::uint64_t columns, std::uint64_t rows, Matrix& matrix);
+  // A matrix by itself.
   void matrix(const std::string& name, std::uint64_t columns, std::uint64_t rows, Matrix& matrix);
+  // Two that are multiplied with the same input, two panels of one and two of the other by turns.
+  void matrices(const std::string& first_name, const std::string& second_name,
+                std::uint64_t columns, std::uint64_t rows, Matrix& first, Matrix& second);
   void vector(const std::string& name, std::uint64_t count, std::vector<float>& values);
   void plan_layer(std::uint32_t index, LlamaLayer& layer);
   void plan_rope(LlamaWeights& weights);
@@ -63,15 +69,29 @@ Status Loader::find(const std::string& name, std::uint64_t columns, std::uint64_
   return {};
 }
 
-void Loader::matrix(const std::string& name, std::uint64_t columns, std::uint64_t rows,
-                    Matrix& matrix) {
+void Loader::place(const std::string& name, std::uint64_t columns, std::uint64_t rows,
+                   Matrix& matrix) {
   const Tensor* tensor = nullptr;
   if (Status status = find(name, columns, rows, &tensor); !status.ok()) return keep(status);
   Result<Matrix> planned = plan_matrix(*tensor);
   if (!planned.ok()) return keep(planned.status().with_context(file_.path()));
   matrix = *planned;
   jobs_.push_back({tensor, &matrix, bytes_});
+}
+
+void Loader::matrix(const std::string& name, std::uint64_t columns, std::uint64_t rows,
+                    Matrix& matrix) {
+  place(name, columns, rows, matrix);
   bytes_ += (packed_bytes(matrix) + 63) / 64 * 64;
+}
+
+void Loader::matrices(const std::string& first_name, const std::string& second_name,
+                      std::uint64_t columns, std::uint64_t rows, Matrix& first, Matrix& second) {
+  place(first_name, columns, rows, first);
+  const std::size_t offset = std::exchange(bytes_, bytes_ + first.pair_stride);
+  place(second_name, columns, rows, second);
+  first.pair_stride = second.pair_stride = first.pair_stride + second.pair_stride;
+  bytes_ = offset + packed_bytes(first);
 }
 
 void Loader::vector(const std::string& name, std::uint64_t count, std::vector<float>& values) {
@@ -92,8 +112,7 @@ void Loader::plan_layer(std::uint32_t index, LlamaLayer& layer) {
   matrix(prefix + "attn_v.weight", hidden, kv, layer.v);
   matrix(prefix + "attn_output.weight", q, hidden, layer.attn_output);
   vector(prefix + "ffn_norm.weight", hidden, layer.ffn_norm);
-  matrix(prefix + "ffn_gate.weight", hidden, ffn, layer.gate);
-  matrix(prefix + "ffn_up.weight", hidden, ffn, layer.up);
+  matrices(prefix + "ffn_gate.weight", prefix + "ffn_up.weight", hidden, ffn, layer.gate, layer.up);
   matrix(prefix + "ffn_down.weight", ffn, hidden, layer.down);
 }
 
@@ -160,7 +179,7 @@ Status Loader::pack(LlamaWeights& weights, ThreadPool& pool) {
       for (std::uint32_t begin; (begin = progress[i].next.fetch_add(kPanelsAtOnce)) < panels;) {
         const std::uint32_t end = std::min(begin + kPanelsAtOnce, panels);
         for (std::uint32_t p = begin; p < end; ++p) {
-          pack_panel(*job.tensor, *job.matrix, p, base + job.offset + p * job.matrix->panel_bytes);
+          pack_panel(*job.tensor, *job.matrix, p, base + job.offset + panel_at(*job.matrix, p));
         }
         // Whoever packs the last panel gives the tensor's pages back, so that file and panels are
         // never both in memory as a whole.

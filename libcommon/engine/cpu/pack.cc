@@ -178,6 +178,7 @@ Result<Matrix> plan_matrix(const Tensor& tensor) {
   matrix.panel_bytes = is_quantized(*type)
                            ? columns / kBlock * block_bytes(*type)
                            : columns * kPanelRows * (*type == PanelType::kF32 ? 4 : 2);
+  matrix.pair_stride = 2 * matrix.panel_bytes;
   return matrix;
 }
 

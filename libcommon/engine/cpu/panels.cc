@@ -138,7 +138,7 @@ float float_element(const Matrix& matrix, const std::byte* panel, std::uint32_t 
 void dequantize(const Matrix& matrix, std::uint32_t panel, std::uint32_t r, float* out,
                 std::size_t stride) {
   const PanelType type = matrix.type;
-  const std::byte* at = matrix.data + panel * matrix.panel_bytes;
+  const std::byte* at = matrix.data + panel_at(matrix, panel);
   if (!is_quantized(type)) {
     for (std::uint32_t k = 0; k < matrix.columns; ++k) {
       out[k * stride] = float_element(matrix, at, r, k);
@@ -166,7 +166,7 @@ void dequantize_panel(const Matrix& matrix, std::uint32_t panel, float* out) {
       dequantize(matrix, panel, r, out + r, kPanelRows);
     return;
   }
-  const std::byte* at = matrix.data + panel * matrix.panel_bytes;
+  const std::byte* at = matrix.data + panel_at(matrix, panel);
   for (std::size_t b = 0; b < matrix.columns / kBlock; ++b, out += kBlock * kPanelRows) {
     if (is_wide(type)) {
       dequantize_wide_block(type, at + units_at(type, b), out);

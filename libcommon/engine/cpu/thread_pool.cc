@@ -112,20 +112,21 @@ void ThreadPool::wait_for_helpers(std::uint32_t thread, std::size_t lost) {
   }
 }
 
-bool ThreadPool::take(std::uint32_t owner, std::uint32_t call, std::size_t pieces,
-                      std::size_t* piece) {
+std::size_t ThreadPool::take(std::uint32_t owner, std::uint32_t call, std::size_t pieces, bool half,
+                             std::size_t* piece) {
   std::atomic<std::uint64_t>& part = parts_[owner].taken;
   std::uint64_t was = part.load(std::memory_order_relaxed);
   const std::uint64_t none = std::uint64_t{call} << 32;
   while (true) {
     const auto of = static_cast<std::uint32_t>(was >> 32);
     // A helper may come when all is done, but not a second barrier later.
-    if (of == call + 1) return false;
+    if (of == call + 1) return 0;
     const std::uint64_t taken = of == call ? was - none : 0;
-    if (taken >= pieces) return false;
-    if (part.compare_exchange_weak(was, none + taken + 1, std::memory_order_relaxed)) {
+    if (taken >= pieces) return 0;
+    const std::size_t count = half ? (pieces - taken + 1) / 2 : 1;
+    if (part.compare_exchange_weak(was, none + taken + count, std::memory_order_relaxed)) {
       *piece = taken;
-      return true;
+      return count;
     }
   }
 }

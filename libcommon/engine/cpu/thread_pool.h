@@ -41,10 +41,11 @@ class ThreadPool {
   void run(const std::function<void(std::uint32_t)>& work);
   // Returns when every thread has called it; what any wrote before is visible to all after.
   void barrier(std::uint32_t thread);
-  // Calls work(begin, end) once for each piece of [0, items), pieces of `grain` (the last of what
-  // is left); returns when all are done, as barrier(). Each thread does a part of its own, and
-  // helps whoever is held up. A part is a run, so that memory is read in order; or every size()-th
-  // piece, where the first pieces are the longest.
+  // Calls work(begin, end) so that each of `items` is in one call; returns when all are done, as
+  // barrier(). Items go by pieces of `grain` (the last of what is left). Each thread does a part of
+  // its own, and helps whoever is held up. A part is a run, so that memory is read in order, and
+  // half of what is left of it is taken at a time: every time ends the reading ahead. Or it is
+  // every size()-th piece, where the first pieces are the longest, one at a time.
   enum class Parts : std::uint8_t { kRuns, kTurns };
   template <typename Work>
   void share(std::uint32_t thread, std::size_t items, std::size_t grain, const Work& work,
@@ -66,9 +67,10 @@ class ThreadPool {
   };
 
   void worker(std::uint32_t index);
-  // Takes the next piece of another's or the own part: false if `pieces` are taken, or the part has
-  // begun with a later call.
-  bool take(std::uint32_t owner, std::uint32_t call, std::size_t pieces, std::size_t* piece);
+  // Takes the next piece of another's or the own part, or half of those that are left: how many, 0
+  // if all of `pieces` are taken or the part has begun with a later call.
+  std::size_t take(std::uint32_t owner, std::uint32_t call, std::size_t pieces, bool half,
+                   std::size_t* piece);
   // Waits until others have done the `lost` pieces that they took of the own part.
   void wait_for_helpers(std::uint32_t thread, std::size_t lost);
   // barrier(), with `meanwhile` called once if it takes long.
@@ -126,11 +128,13 @@ void ThreadPool::share(std::uint32_t thread, std::size_t items, std::size_t grai
     const std::size_t begin = runs ? first(owner) : owner, step = runs ? 1 : size_;
     const std::size_t all = runs ? first(owner + 1) - begin : (pieces + size_ - 1 - owner) / size_;
     std::size_t done = 0;
-    for (std::size_t piece; all != 0 && take(owner, call, all, &piece); ++done) {
+    std::size_t piece, count;
+    for (; all != 0 && (count = take(owner, call, all, runs, &piece)) != 0; done += count) {
       const std::size_t from = (begin + piece * step) * grain;
-      work(from, std::min(from + grain, items));
+      work(from, std::min(from + count * grain, items));
       if (owner != thread) {
-        parts_[owner].helped.fetch_add(1, std::memory_order_acq_rel);
+        parts_[owner].helped.fetch_add(static_cast<std::uint32_t>(count),
+                                       std::memory_order_acq_rel);
         parts_[owner].helped.notify_one();
       }
     }

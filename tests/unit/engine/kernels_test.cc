@@ -16,15 +16,18 @@
 namespace kvd::engine::cpu {
 namespace {
 
-// Packed as the loader packs, on memory as aligned as the loader's.
+// Packed as the loader packs, on memory as aligned as the loader's, with `between` bytes of another
+// matrix behind every two panels.
 struct Packed {
-  Packed(const std::vector<std::byte>& file_bytes, const std::string& name)
+  Packed(const std::vector<std::byte>& file_bytes, const std::string& name, std::size_t between = 0)
       : file(Gguf::parse(file_bytes, "t").value()) {
     const Tensor& tensor = *file.find(name);
     matrix = plan_matrix(tensor).value();
+    matrix.pair_stride += between;
     memory.reset(static_cast<std::byte*>(::operator new(packed_bytes(matrix), kAlign)));
+    std::fill_n(memory.get(), packed_bytes(matrix), std::byte{0xFF});
     for (std::uint32_t p = 0; p < matrix.panels; ++p) {
-      pack_panel(tensor, matrix, p, memory.get() + p * matrix.panel_bytes);
+      pack_panel(tensor, matrix, p, memory.get() + panel_at(matrix, p));
     }
     matrix.data = memory.get();
   }
@@ -137,7 +140,7 @@ TEST_CASE("kernels: products of every type and row count are those of double ari
   const auto type = static_cast<std::uint32_t>(tiny.embedding_type);
   if (tensor_type_info(type)->block == 256) tiny.hidden = 512;
   tiny.make();
-  const Packed packed(tiny.builder.build(), kEmbedding);
+  const Packed packed(tiny.builder.build(), kEmbedding, GENERATE(0U, 192U));
   for (const std::string& name : available_kernels()) {
     const Kernels& kernels = *select_kernels(name).value();
     for (std::uint32_t rows : {1U, 2U, 3U, 4U, 5U, 7U, 8U, 9U, 12U, 18U, 19U}) {
