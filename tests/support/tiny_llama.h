@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <map>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,7 @@ namespace kvd::test {
 
 struct TinyLlama {
   engine::TensorType type = engine::TensorType::kQ4_1;
+  std::optional<engine::TensorType> up_type;  // of the up matrices, where it is another
   engine::TensorType embedding_type = engine::TensorType::kQ8_0;
   std::uint32_t layers = 2, hidden = 96, heads = 3, kv_heads = 1, head_dim = 32, ffn = 160;
   std::uint32_t vocab = 270, context = 1024;
@@ -62,7 +64,7 @@ struct TinyLlama {
       add(rng, p + "attn_v.weight", type, hidden, kv_heads * head_dim);
       add(rng, p + "attn_output.weight", type, heads * head_dim, hidden);
       add(rng, p + "ffn_gate.weight", type, hidden, ffn);
-      add(rng, p + "ffn_up.weight", type, hidden, ffn);
+      add(rng, p + "ffn_up.weight", up_type.value_or(type), hidden, ffn);
       add(rng, p + "ffn_down.weight", type, ffn, hidden);
     }
     return *this;

@@ -133,11 +133,14 @@ class LlamaModel final : public CpuModel {
   void share_gated(const Worker& worker, const LlamaLayer& layer, std::size_t rows,
                    const Work& work) {
     const std::size_t items = (layer.gate.panels + kBlockPanels - 1) / kBlockPanels;
-    share(worker, items, at_once(items, layer.gate.pair_stride, rows), work);
+    share(worker, items, at_once(items, layer.gate.pair_stride, rows), work, parts_for(rows));
   }
-  // Panels, or what else has `bytes` of weights, that a thread takes of `items` at least at a time:
-  // an even number where it can, as AMX takes pairs. With few rows no more than some microseconds'
-  // reading, which is what one thread may wait for another at the end.
+  static ThreadPool::Parts parts_for(std::size_t rows) {
+    return rows <= kFewRows ? ThreadPool::Parts::kHalves : ThreadPool::Parts::kRuns;
+  }
+  // Panels, or what else has `bytes` of weights, of `items` in a piece: an even number where it
+  // can, as AMX takes pairs. With few rows no more than some microseconds' reading, which is what
+  // one thread may wait for another's last piece.
   std::size_t at_once(std::size_t items, std::size_t bytes, std::size_t rows) const {
     constexpr std::size_t kFewRowsBytes = 96 << 10;
     std::size_t most = items / (std::size_t{pool_->size()} * 6);
@@ -339,7 +342,7 @@ void LlamaModel::multiply(Worker& worker, const Activations& in, std::span<const
   std::size_t panels = 0;
   for (const Product& product : products) panels += product.matrix->panels;
   const std::size_t grain = at_once(panels, products[0].matrix->panel_bytes, rows);
-  share(worker, panels, grain, [&](std::size_t begin, std::size_t end) {
+  const auto multiply_piece = [&](std::size_t begin, std::size_t end) {
     std::size_t base = 0;
     for (const Product& product : products) {
       const Matrix& matrix = *product.matrix;
@@ -351,7 +354,8 @@ void LlamaModel::multiply(Worker& worker, const Activations& in, std::span<const
       }
       base += matrix.panels;
     }
-  });
+  };
+  share(worker, panels, grain, multiply_piece, parts_for(rows));
 }
 
 void LlamaModel::rotate_and_store(Worker& worker, std::uint32_t layer) {

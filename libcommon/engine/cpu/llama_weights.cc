@@ -38,6 +38,8 @@ class Loader {
   // Two that are multiplied with the same input, two panels of one and two of the other by turns.
   void matrices(const std::string& first_name, const std::string& second_name,
                 std::uint64_t columns, std::uint64_t rows, Matrix& first, Matrix& second);
+  // From the start of `last`, the first that is not counted yet, to its end, in whole lines.
+  void count(const Matrix& last);
   void vector(const std::string& name, std::uint64_t count, std::vector<float>& values);
   void plan_layer(std::uint32_t index, LlamaLayer& layer);
   void plan_rope(LlamaWeights& weights);
@@ -82,16 +84,20 @@ void Loader::place(const std::string& name, std::uint64_t columns, std::uint64_t
 void Loader::matrix(const std::string& name, std::uint64_t columns, std::uint64_t rows,
                     Matrix& matrix) {
   place(name, columns, rows, matrix);
-  bytes_ += (packed_bytes(matrix) + 63) / 64 * 64;
+  count(matrix);
+}
+
+void Loader::count(const Matrix& last) {
+  if (status_.ok()) bytes_ += (packed_bytes(last) + 63) / 64 * 64;
 }
 
 void Loader::matrices(const std::string& first_name, const std::string& second_name,
                       std::uint64_t columns, std::uint64_t rows, Matrix& first, Matrix& second) {
   place(first_name, columns, rows, first);
-  const std::size_t offset = std::exchange(bytes_, bytes_ + first.pair_stride);
+  bytes_ += first.pair_stride;
   place(second_name, columns, rows, second);
   first.pair_stride = second.pair_stride = first.pair_stride + second.pair_stride;
-  bytes_ = offset + packed_bytes(first);
+  count(second);
 }
 
 void Loader::vector(const std::string& name, std::uint64_t count, std::vector<float>& values) {

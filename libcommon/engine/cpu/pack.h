@@ -13,9 +13,9 @@ namespace kvd::engine::cpu {
 // The shape of the packed tensor, without data. kInvalidArgument: a type that has no panel, a
 // column count that its kernels do not take.
 Result<Matrix> plan_matrix(const Tensor& tensor);
-// Of its panels, by twos, and of what lies between them.
+// From its first panel to the end of its last.
 inline std::size_t packed_bytes(const Matrix& matrix) {
-  return (matrix.panels + 1) / 2 * matrix.pair_stride;
+  return panel_at(matrix, matrix.panels - 1) + matrix.panel_bytes;
 }
 // Packs one panel to out[matrix.panel_bytes]. Different panels may be packed at once.
 void pack_panel(const Tensor& tensor, const Matrix& matrix, std::uint32_t panel, std::byte* out);

@@ -43,10 +43,11 @@ class ThreadPool {
   void barrier(std::uint32_t thread);
   // Calls work(begin, end) so that each of `items` is in one call; returns when all are done, as
   // barrier(). Items go by pieces of `grain` (the last of what is left). Each thread does a part of
-  // its own, and helps whoever is held up. A part is a run, so that memory is read in order, and
-  // half of what is left of it is taken at a time: every time ends the reading ahead. Or it is
-  // every size()-th piece, where the first pieces are the longest, one at a time.
-  enum class Parts : std::uint8_t { kRuns, kTurns };
+  // its own, and helps whoever is held up. A part is a run, so that memory is read in order; or
+  // every size()-th piece, where the first pieces are the longest. With kHalves it is a run, and
+  // half of what is left of it is taken at a time, not one piece: for pieces of about a
+  // microsecond, as every taking ends a processor's reading ahead.
+  enum class Parts : std::uint8_t { kRuns, kHalves, kTurns };
   template <typename Work>
   void share(std::uint32_t thread, std::size_t items, std::size_t grain, const Work& work,
              Parts parts = Parts::kRuns);
@@ -121,7 +122,7 @@ void ThreadPool::share(std::uint32_t thread, std::size_t items, std::size_t grai
   // All threads are past the same barriers, so that these number the calls alike.
   const std::uint32_t call = arrivals_[thread].round[0].load(std::memory_order_relaxed) + 1;
   const std::size_t pieces = (items + grain - 1) / grain;
-  const bool runs = parts == Parts::kRuns;
+  const bool runs = parts != Parts::kTurns, halves = parts == Parts::kHalves;
   const auto first = [&](std::size_t owner) { return (pieces * owner + size_ - 1) / size_; };
   // What is left of a part, and how many pieces of it others have.
   const auto work_off = [&](std::uint32_t owner) {
@@ -129,7 +130,7 @@ void ThreadPool::share(std::uint32_t thread, std::size_t items, std::size_t grai
     const std::size_t all = runs ? first(owner + 1) - begin : (pieces + size_ - 1 - owner) / size_;
     std::size_t done = 0;
     std::size_t piece, count;
-    for (; all != 0 && (count = take(owner, call, all, runs, &piece)) != 0; done += count) {
+    for (; all != 0 && (count = take(owner, call, all, halves, &piece)) != 0; done += count) {
       const std::size_t from = (begin + piece * step) * grain;
       work(from, std::min(from + count * grain, items));
       if (owner != thread) {

@@ -453,7 +453,7 @@ TEST_CASE("kernels: a panel of Q4_K has the file's bits, 4.5 a weight") {
     const std::uint32_t row = i / supers, r = row % kPanelRows;
     const std::byte* from = any.bytes.data() + std::size_t{i} * 144;
     const std::byte* packed =
-        matrix.data + row / kPanelRows * matrix.panel_bytes + std::size_t{i % supers} * 2304;
+        matrix.data + panel_at(matrix, row / kPanelRows) + std::size_t{i % supers} * 2304;
     REQUIRE(bits(packed, 16 * r, 16) == bits(from, 0, 16));
     REQUIRE(bits(packed, 256 + 16 * r, 16) == bits(from, 16, 16));
     for (std::size_t g = 0; g < 8; ++g) {

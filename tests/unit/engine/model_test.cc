@@ -146,9 +146,12 @@ TEST_CASE("model: shape edges agree with the reference") {
     tiny.heads = 6, tiny.kv_heads = 2, tiny.head_dim = 96, tiny.tied = false;
   }
   SECTION("head dim 128") { tiny.heads = 4, tiny.kv_heads = 2, tiny.head_dim = 128; }
-  SECTION("head dim 8, floats, hidden no multiple of 32") {
+  SECTION("head dim 8, floats, hidden no multiple of 32, three panels of gate and up") {
     tiny.type = tiny.embedding_type = TensorType::kF32;
-    tiny.hidden = 40, tiny.heads = 5, tiny.head_dim = 8, tiny.ffn = 56;
+    tiny.hidden = 40, tiny.heads = 5, tiny.head_dim = 8, tiny.ffn = 40;
+  }
+  SECTION("gate and up of different types") {
+    tiny.type = TensorType::kQ8_0, tiny.up_type = TensorType::kQ4_1;
   }
   SECTION("a vocabulary of 265: the last panel has 9 rows") { tiny.vocab = 265; }
   SECTION("more than one attention block split over threads") { count = 333; }

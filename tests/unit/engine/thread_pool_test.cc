@@ -4,6 +4,7 @@
 #include <catch2/catch.hpp>
 #include <chrono>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace kvd::engine::cpu {
@@ -34,7 +35,8 @@ TEST_CASE("thread pool: every thread sees before a barrier's end what the others
 TEST_CASE("thread pool: share gives each item to one thread, and to others when one is held up") {
   const std::uint32_t threads = GENERATE(1U, 2U, 3U, 5U);
   const std::size_t items = GENERATE(0U, 1U, 2U, 7U, 64U), grain = GENERATE(1U, 2U, 5U);
-  const auto parts = GENERATE(ThreadPool::Parts::kRuns, ThreadPool::Parts::kTurns);
+  using Parts = ThreadPool::Parts;
+  const auto parts = GENERATE(Parts::kRuns, Parts::kHalves, Parts::kTurns);
   ThreadPool pool(threads, {});
   std::vector<std::atomic<int>> done(items);
   std::atomic<int> wrong{0};
@@ -43,7 +45,7 @@ TEST_CASE("thread pool: share gives each item to one thread, and to others when 
     for (int n = 1; n <= kShares; ++n) {
       const auto work = [&](std::size_t begin, std::size_t end) {
         const bool whole = begin % grain == 0 && (end == items || end % grain == 0);
-        const bool one = parts == ThreadPool::Parts::kRuns || end - begin <= grain;
+        const bool one = parts == Parts::kHalves || end - begin <= grain;
         wrong += begin < end && whole && one ? 0 : 1;
         for (std::size_t i = begin; i < end; ++i) ++done[i];
       };
@@ -53,6 +55,16 @@ TEST_CASE("thread pool: share gives each item to one thread, and to others when 
     }
   });
   CHECK(wrong == 0);
+}
+
+TEST_CASE("thread pool: of halves each is half of what is left, in order") {
+  ThreadPool pool(1, {});
+  std::vector<std::pair<std::size_t, std::size_t>> calls;
+  pool.run([&](std::uint32_t self) {
+    const auto work = [&](std::size_t begin, std::size_t end) { calls.emplace_back(begin, end); };
+    pool.share(self, 15, 2, work, ThreadPool::Parts::kHalves);
+  });
+  CHECK(calls == decltype(calls){{0, 8}, {8, 12}, {12, 14}, {14, 15}});
 }
 
 TEST_CASE("thread pool: a part that its thread has not come to is taken by the others") {
@@ -71,7 +83,7 @@ TEST_CASE("thread pool: a part that its thread has not come to is taken by the o
     });
   });
   CHECK(done == 10);
-  CHECK(by[1] <= 3);  // half of five
+  CHECK(by[1] <= 1);
 }
 
 TEST_CASE("thread pool: a part is done only when its helpers are, too") {
@@ -81,7 +93,6 @@ TEST_CASE("thread pool: a part is done only when its helpers are, too") {
   std::atomic<int> done{0};
   std::vector<int> seen(2, 0);
   pool.run([&](std::uint32_t self) {
-    // Of each part's two pieces one is taken at a time.
     pool.share(self, 4, 1, [&](std::size_t item, std::size_t) {
       const bool helper = self == 1 && item == 1;
       if (helper) helping = true;
