@@ -43,10 +43,10 @@ class ThreadPool {
   void barrier(std::uint32_t thread);
   // Calls work(begin, end) so that each of `items` is in one call; returns when all are done, as
   // barrier(). Items go by pieces of `grain` (the last of what is left). Each thread does a part of
-  // its own, and helps whoever is held up. A part is a run, so that memory is read in order; or
-  // every size()-th piece, where the first pieces are the longest. With kHalves it is a run, and
-  // half of what is left of it is taken at a time, not one piece: for pieces of about a
-  // microsecond, as every taking ends a processor's reading ahead.
+  // its own, and helps whoever is held up. A part is a run of pieces, so that memory is read in
+  // order; or every size()-th piece, where the first pieces are the longest. With kHalves it is a
+  // run as long as the others' in items, and half of what is left of it is taken at a time, not one
+  // piece: for pieces of about a microsecond, as every taking ends a processor's reading ahead.
   enum class Parts : std::uint8_t { kRuns, kHalves, kTurns };
   template <typename Work>
   void share(std::uint32_t thread, std::size_t items, std::size_t grain, const Work& work,
@@ -123,16 +123,21 @@ void ThreadPool::share(std::uint32_t thread, std::size_t items, std::size_t grai
   const std::uint32_t call = arrivals_[thread].round[0].load(std::memory_order_relaxed) + 1;
   const std::size_t pieces = (items + grain - 1) / grain;
   const bool runs = parts != Parts::kTurns, halves = parts == Parts::kHalves;
-  const auto first = [&](std::size_t owner) { return (pieces * owner + size_ - 1) / size_; };
+  // Where a run begins.
+  const auto first = [&](std::size_t owner) {
+    if (halves) return items * owner / size_;
+    return std::min((pieces * owner + size_ - 1) / size_ * grain, items);
+  };
   // What is left of a part, and how many pieces of it others have.
   const auto work_off = [&](std::uint32_t owner) {
-    const std::size_t begin = runs ? first(owner) : owner, step = runs ? 1 : size_;
-    const std::size_t all = runs ? first(owner + 1) - begin : (pieces + size_ - 1 - owner) / size_;
+    const std::size_t begin = std::min(runs ? first(owner) : owner * grain, items);
+    const std::size_t end = runs ? first(owner + 1) : items, step = runs ? grain : size_ * grain;
+    const std::size_t all = (end - begin + step - 1) / step;
     std::size_t done = 0;
     std::size_t piece, count;
     for (; all != 0 && (count = take(owner, call, all, halves, &piece)) != 0; done += count) {
-      const std::size_t from = (begin + piece * step) * grain;
-      work(from, std::min(from + count * grain, items));
+      const std::size_t from = begin + piece * step;
+      work(from, std::min(from + count * grain, end));
       if (owner != thread) {
         parts_[owner].helped.fetch_add(static_cast<std::uint32_t>(count),
                                        std::memory_order_acq_rel);

@@ -44,9 +44,8 @@ TEST_CASE("thread pool: share gives each item to one thread, and to others when 
   pool.run([&](std::uint32_t self) {
     for (int n = 1; n <= kShares; ++n) {
       const auto work = [&](std::size_t begin, std::size_t end) {
-        const bool whole = begin % grain == 0 && (end == items || end % grain == 0);
-        const bool one = parts == Parts::kHalves || end - begin <= grain;
-        wrong += begin < end && whole && one ? 0 : 1;
+        const bool one = begin % grain == 0 && (end == items || end - begin == grain);
+        wrong += begin < end && (one || parts == Parts::kHalves) ? 0 : 1;
         for (std::size_t i = begin; i < end; ++i) ++done[i];
       };
       pool.share(self, items, grain, work, parts);
@@ -57,14 +56,25 @@ TEST_CASE("thread pool: share gives each item to one thread, and to others when 
   CHECK(wrong == 0);
 }
 
-TEST_CASE("thread pool: of halves each is half of what is left, in order") {
-  ThreadPool pool(1, {});
-  std::vector<std::pair<std::size_t, std::size_t>> calls;
+TEST_CASE("thread pool: of halves each is half of what is left, in order, and parts are even") {
+  using Calls = std::vector<std::pair<std::size_t, std::size_t>>;
+  ThreadPool pool(2, {});
+  Calls calls[2];
+  std::atomic<int> at_last{0};
   pool.run([&](std::uint32_t self) {
-    const auto work = [&](std::size_t begin, std::size_t end) { calls.emplace_back(begin, end); };
-    pool.share(self, 15, 2, work, ThreadPool::Parts::kHalves);
+    const auto work = [&](std::size_t begin, std::size_t end) {
+      calls[self].emplace_back(begin, end);
+      // Nobody helps: each is at its last until the other is.
+      if (end % 15 == 0) ++at_last;
+      const auto limit = std::chrono::steady_clock::now() + std::chrono::seconds(5);
+      while (end % 15 == 0 && at_last < 2 && std::chrono::steady_clock::now() < limit) {
+        std::this_thread::yield();
+      }
+    };
+    pool.share(self, 30, 2, work, ThreadPool::Parts::kHalves);
   });
-  CHECK(calls == decltype(calls){{0, 8}, {8, 12}, {12, 14}, {14, 15}});
+  CHECK(calls[0] == Calls{{0, 8}, {8, 12}, {12, 14}, {14, 15}});
+  CHECK(calls[1] == Calls{{15, 23}, {23, 27}, {27, 29}, {29, 30}});
 }
 
 TEST_CASE("thread pool: a part that its thread has not come to is taken by the others") {
