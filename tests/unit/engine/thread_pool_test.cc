@@ -82,10 +82,10 @@ TEST_CASE("thread pool: a part that its thread has not come to is taken by the o
   std::atomic<int> done{0};
   std::vector<int> by(2, 0);
   pool.run([&](std::uint32_t self) {
-    pool.share(self, 10, 1, [&](std::size_t begin, std::size_t last) {
-      by[self] += static_cast<int>(last - begin);
-      done += static_cast<int>(last - begin);
-      // Thread 1 stays at its first pieces until thread 0 has done all the others.
+    pool.share(self, 10, 1, [&](std::size_t, std::size_t) {
+      ++by[self];
+      ++done;
+      // Thread 1 stays at its first piece until thread 0 has done all the others.
       const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(5);
       while (self == 1 && done != 10 && std::chrono::steady_clock::now() < end) {
         std::this_thread::yield();
@@ -122,6 +122,7 @@ TEST_CASE("thread pool: a part is done only when its helpers are, too") {
 
 TEST_CASE("thread pool: a helper that comes when all is done takes nothing of what comes after") {
   const std::uint32_t threads = GENERATE(2U, 3U, 5U);
+  const auto parts = GENERATE(ThreadPool::Parts::kRuns, ThreadPool::Parts::kHalves);
   constexpr std::size_t kItems = 11;
   constexpr int kShares = 3000;
   ThreadPool pool(threads, {});
@@ -130,14 +131,15 @@ TEST_CASE("thread pool: a helper that comes when all is done takes nothing of wh
   pool.run([&](std::uint32_t self) {
     std::uint32_t random = 77 + self;
     for (int n = 1; n <= kShares; ++n) {
-      pool.share(self, kItems, 1, [&](std::size_t item, std::size_t end) {
+      const auto work = [&](std::size_t item, std::size_t end) {
         for (; item < end; ++item) {
           random = random * 1664525 + 1013904223;
           // About as long as a thread waits before it helps.
           for (std::uint32_t i = random >> 24; i != 0; --i) done[item].load();
           ++done[item];
         }
-      });
+      };
+      pool.share(self, kItems, 1, work, parts);
       for (const std::atomic<int>& count : done) {
         const int seen = count;  // another may be in the next call
         wrong += seen == n || seen == n + 1 ? 0 : 1;
