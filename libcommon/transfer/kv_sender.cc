@@ -239,7 +239,8 @@ TimePoint KvSender::next_deadline() const {
   if (!impl_->engine_ends_.empty()) return impl_->clock_->now();
   TimePoint next = impl_->next_deadline_;
   for (const auto& [peer, link] : impl_->links_) {
-    next = std::min({next, link->next_heartbeat, link->last_heard + impl_->options_.dead_after});
+    next = std::min({next, link->next_heartbeat, link->done_due,
+                     link->last_heard + impl_->options_.dead_after});
     // A descriptor tells of completions, not of room in the send queue after EAGAIN.
     constexpr Duration kRetry{1'000'000};
     if (!link->pipeline->idle()) next = std::min(next, impl_->clock_->now() + kRetry);

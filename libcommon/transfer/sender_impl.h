@@ -66,6 +66,10 @@ struct SenderLink {
   TimePoint last_heard, next_heartbeat, last_progress;
   std::set<RoomId> rooms;
   std::vector<RoomId> closing;  // computed, record not yet queued
+  // Not sent yet: nobody waits for a RoomDone, and each message by itself wakes threads on both
+  // sides. It goes with the next message, or at done_due.
+  std::vector<std::pair<RoomId, proto::RoomDone>> done;
+  TimePoint done_due = kNever;
   std::uint64_t new_bytes = 0;  // completed, not yet in the metrics
   Status end;                   // not ok: ends in settle()
 
@@ -146,6 +150,7 @@ struct KvSender::Impl {
   void post_test(SenderLink* link);
   template <typename Message>
   void send(SenderLink* link, RoomId room, const Message& message);
+  void send_done(SenderLink* link);
 
   // sender_rooms.cc
   void on_open_room(SenderLink* link, const control::Received& received);
@@ -216,6 +221,7 @@ struct KvSender::Impl {
 
 template <typename Message>
 void KvSender::Impl::send(SenderLink* link, RoomId room, const Message& message) {
+  if (!link->done.empty()) send_done(link);
   const Status sent = messenger_->send_in_link(link->ref, link->peer, link->epoch,
                                                link->sequence.next_out(), room, message);
   if (sent.ok()) {

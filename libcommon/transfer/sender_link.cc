@@ -311,6 +311,13 @@ void KvSender::Impl::post_test(SenderLink* link) {
   link->test_posted = true;
 }
 
+void KvSender::Impl::send_done(SenderLink* link) {
+  std::vector<std::pair<RoomId, proto::RoomDone>> done;
+  done.swap(link->done);
+  link->done_due = kNever;
+  for (const auto& [room, message] : done) send(link, room, message);
+}
+
 void KvSender::Impl::tend_link(SenderLink* link, TimePoint now) {
   if (!link->end.ok()) return;
   if (now - link->last_heard > options_.dead_after) {
@@ -328,6 +335,7 @@ void KvSender::Impl::tend_link(SenderLink* link, TimePoint now) {
     return;
   }
   if (link->heard && !link->test_posted) post_test(link);
+  if (now >= link->done_due) send_done(link);
   if (now >= link->next_heartbeat) {
     link->next_heartbeat = now + options_.heartbeat;
     const Status sent =

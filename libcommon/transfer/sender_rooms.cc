@@ -10,6 +10,7 @@ namespace kvd::transfer {
 namespace {
 constexpr std::uint64_t kMaxTimeoutMs = 24ull * 3600 * 1000;
 constexpr std::uint64_t kMaxRoomId = 1ull << 63;
+constexpr Duration kDoneDelay{500'000};  // of a RoomDone that no message follows
 }  // namespace
 
 SenderRoom* KvSender::Impl::find(RoomId room) {
@@ -259,7 +260,9 @@ void KvSender::Impl::act(SenderRoom* room, room::Action action) {
       done.commit_posted_ns = static_cast<std::uint64_t>(room->record_posted.ns);
       done.bytes = room->bytes;
       done.writes = room->writes;
-      send(room->link, room->id, done);
+      SenderLink* const link = room->link;
+      if (link->done.empty()) link->done_due = clock_->now() + kDoneDelay;
+      link->done.emplace_back(room->id, done);
       break;
     }
     case kFinish:

@@ -114,6 +114,45 @@ TEST_CASE("rooms: a prompt arrives after one message, and its record before the 
   CHECK(prefill.outcomes.size() == 1);
 }
 
+// From the moment that prefill's first room was over until decode had its RoomDone; `more` is done
+// at that moment.
+Duration until_timed(World* world, Prefill* prefill, Decode* decode,
+                     const std::function<void()>& more) {
+  REQUIRE(world->run_until([&] { return world->links_ready(); }));
+  const std::uint64_t id = decode->request(prefill->address, 30, kMinute);
+  REQUIRE(world->run_until([&] { return !prefill->outcomes.empty(); }));
+  const TimePoint over = world->clock.now();
+  more();
+  REQUIRE(world->run_until([&] { return decode->requests[id].timed; }));
+  return world->clock.now() - over;
+}
+
+TEST_CASE("rooms: RoomDone goes with the next message, or half a millisecond later") {
+  World world(1, {});
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  const Duration way = world.options.channel.latency;
+  SECTION("nothing follows") {
+    const Duration waited = until_timed(&world, &prefill, &decode, [] {});
+    CHECK(waited >= Duration(500'000));
+    CHECK(waited < Duration(500'000) + 2 * way);
+  }
+  SECTION("a room is opened") {
+    const Duration waited = until_timed(
+        &world, &prefill, &decode, [&] { (void)decode.request(prefill.address, 30, kMinute); });
+    CHECK(waited >= 2 * way);
+    CHECK(waited < 4 * way);
+  }
+  SECTION("the link ends") {
+    REQUIRE(world.run_until([&] { return world.links_ready(); }));
+    (void)decode.request(prefill.address, 30, kMinute);
+    REQUIRE(world.run_until([&] { return !prefill.outcomes.empty(); }));
+    decode.kill();
+    decode.start();
+  }
+  settle(&world);
+}
+
 TEST_CASE("rooms: without a free slot the pages follow in Allocate") {
   WorldOptions options = slow_control();
   options.slots = 1;
