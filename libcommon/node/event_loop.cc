@@ -11,9 +11,19 @@
 namespace kvd::node {
 namespace {
 constexpr Duration kTrimInterval{1'000'000'000};
+constexpr Duration kAfterWake{5'000};  // busy polling after a descriptor's wake-up
+
+// A long prompt's message is some hundred KiB on each side: its memory is not given back and
+// faulted in again for every request, but kept until there is nothing to do.
+void keep_freed_memory() {
+  constexpr int kMessages = 32 << 20;  // the longest message is 8 MiB
+  (void)mallopt(M_MMAP_THRESHOLD, kMessages);
+  (void)mallopt(M_TRIM_THRESHOLD, kMessages);
+}
 }  // namespace
 
 void EventLoop::run(LoopTask& task) {
+  keep_freed_memory();
   TimePoint last_event = clock_->now();
   while (!task.finished()) {
     if (task.step()) {
@@ -29,11 +39,12 @@ void EventLoop::run(LoopTask& task) {
       __builtin_ia32_pause();
       continue;
     }
-    if (task.may_wait()) wait(task);
+    // What woke it may be the first of much: the bytes of a write come before its completion.
+    if (task.may_wait() && wait(task)) last_event = clock_->now() - options_.spin + kAfterWake;
   }
 }
 
-void EventLoop::wait(LoopTask& task) {
+bool EventLoop::wait(LoopTask& task) {
   // Nothing to do: give back what a peak of requests took, so that the resident set shows what is
   // used.
   if (const TimePoint now = clock_->now(); now >= next_trim_) {
@@ -50,13 +61,13 @@ void EventLoop::wait(LoopTask& task) {
   // A source without a descriptor is polled by time.
   if (std::find(fds.begin(), fds.end(), -1) != fds.end())
     timeout = std::min(timeout, Duration(50'000));
-  if (timeout <= Duration(0)) return;
+  if (timeout <= Duration(0)) return false;
   timespec ts{};
   ts.tv_sec = timeout.count() / 1'000'000'000;
   ts.tv_nsec = timeout.count() % 1'000'000'000;
-  if (ppoll(polled.data(), polled.size(), &ts, nullptr) > 0 && (polled[0].revents & POLLIN) != 0) {
-    waker_.clear();
-  }
+  if (ppoll(polled.data(), polled.size(), &ts, nullptr) <= 0) return false;
+  if ((polled[0].revents & POLLIN) != 0) waker_.clear();
+  return true;
 }
 
 }  // namespace kvd::node

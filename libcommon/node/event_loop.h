@@ -40,7 +40,7 @@ class EventLoop {
   const Waker& waker() const { return waker_; }
 
  private:
-  void wait(LoopTask& task);
+  bool wait(LoopTask& task);  // true if a descriptor ended it
 
   const Clock* clock_;
   LoopOptions options_;

@@ -1,6 +1,7 @@
 #include "proto/codec.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <cmath>
 #include <cstring>
@@ -72,6 +73,17 @@ class BoundsVisitor : public msgpack::null_visitor {
   const char* fault_ = "malformed";
 };
 
+// A long prompt has 131,072 tokens: this looks at sixteen at a time.
+bool any_negative(std::span<const TokenId> tokens) {
+  std::array<TokenId, 16> all{};
+  std::size_t i = 0;
+  for (; i + all.size() <= tokens.size(); i += all.size()) {
+    for (std::size_t k = 0; k < all.size(); ++k) all[k] |= tokens[i + k];
+  }
+  for (; i < tokens.size(); ++i) all[0] |= tokens[i];
+  return std::any_of(all.begin(), all.end(), [](TokenId token) { return token < 0; });
+}
+
 const msgpack::object& object_of(const Value& value) {
   return reinterpret_cast<const msgpack::object&>(value);
 }
@@ -131,6 +143,9 @@ void Writer::put_str(std::string_view value) {
   packer.pack_str_body(value.data(), static_cast<std::uint32_t>(value.size()));
 }
 void Writer::put_bin(std::string_view value) {
+  // A prompt is long, and the pages that follow it shall not make the string move it.
+  constexpr std::size_t kLong = 4096;
+  if (value.size() > kLong) out_->reserve(out_->size() + value.size() + value.size() / 4 + kLong);
   StringSink sink{out_};
   msgpack::packer<StringSink> packer(sink);
   packer.pack_bin(static_cast<std::uint32_t>(value.size()));
@@ -350,16 +365,10 @@ void Reader::get(const Value& value, std::string_view name, std::vector<TokenId>
   if (count < bound.min || count > bound.max) {
     return fail(name, count < bound.min ? "too few tokens" : "too many tokens");
   }
-  // As they lie in the message, at any address.
-  struct __attribute__((packed)) Unaligned {
-    TokenId id;
-    operator TokenId() const { return id; }
-  };
-  const auto* tokens = reinterpret_cast<const Unaligned*>(object.via.bin.ptr);
-  TokenId all = 0;
-  for (std::size_t i = 0; i < count; ++i) all |= tokens[i].id;
-  if (all < 0) return fail(name, "a token is negative");
-  out.assign(tokens, tokens + count);
+  // They lie in the message at any address.
+  out.resize(count);
+  if (count != 0) std::memcpy(out.data(), object.via.bin.ptr, bytes);
+  if (any_negative(out)) return fail(name, "a token is negative");
 }
 
 bool Reader::get_list(const Value& value, std::string_view name, std::size_t max,
