@@ -54,7 +54,8 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
             map.source.size() == map.destination.size());
   const kv::KvLayout& layout = map.pool->layout();
   KVD_CHECK(group.begin < group.end && group.end <= layout.layers);
-  const std::uint64_t most = std::max<std::uint64_t>(1, capabilities.max_write_bytes);
+  const std::uint64_t most = std::max<std::uint64_t>(
+      1, std::min(capabilities.max_write_bytes, capabilities.best_write_bytes));
   const std::size_t most_pieces =
       std::max<std::uint32_t>(1, std::min(capabilities.iov_limit, capabilities.rma_iov_limit));
   const std::uint64_t begin = group.begin * layout.layer_bytes();

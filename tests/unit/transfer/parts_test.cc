@@ -335,6 +335,20 @@ TEST_CASE("write plan: pieces of up to half of the largest write share one on TC
   CHECK(most <= 1 << 20);
 }
 
+TEST_CASE("write plan: no write is longer than what moves best") {
+  const kv::KvLayout layout = layout_of(4, 32, 64);  // pages of 1 MiB
+  TestPool pool(layout, 4);
+  const std::vector<PageIndex> source = {0, 2}, destination = {1, 3};
+  const PageMap map{&pool.pool, source, destination, {0, 1 << 30, 1}};
+  fabric::Capabilities capabilities = capabilities_of(4);
+  capabilities.best_write_bytes = 768 << 10;
+  const auto writes = plan_writes(map, {0, 4}, 0, 2, capabilities);
+  std::uint64_t most = 0;
+  CHECK(bytes_written(writes, &most).size() * 64 == 2 * layout.page_bytes());
+  CHECK(most == 768 << 10);
+  CHECK(writes.size() == 4);
+}
+
 TEST_CASE("write plan: small pieces share a write, large ones do not, too large ones are cut") {
   TestPool small(layout_of(2, 1, 8), 12);  // 2 KiB pages
   const std::vector<PageIndex> source = {0, 2, 4, 6, 8}, destination = {1, 3, 5, 7, 9};
