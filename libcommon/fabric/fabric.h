@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 #include <optional>
 #include <span>
@@ -41,9 +42,10 @@ struct Capabilities {
   bool rdma = false;            // bytes move without a CPU copy on either side
   bool emulated = false;        // the provider only emulates RMA; never silent
   std::uint32_t iov_limit = 1;  // local pieces a write
-  std::uint32_t rma_iov_limit = 1;            // remote pieces a write
-  std::uint64_t max_write_bytes = 1u << 20;   // never above 4 MiB on TCP, else 1 MiB
-  std::uint64_t best_write_bytes = 4u << 20;  // longer ones may be posted, and move slower
+  std::uint32_t rma_iov_limit = 1;           // remote pieces a write
+  std::uint64_t max_write_bytes = 1u << 20;  // never above 4 MiB on TCP, else 1 MiB
+  // Longer ones may be posted, and move slower. Not below a unit of the digest.
+  std::uint64_t best_write_bytes = std::numeric_limits<std::uint64_t>::max();
   std::uint32_t max_inflight_ops = 64;
   std::uint64_t max_inflight_bytes = 4u << 20;
 };

@@ -14,7 +14,8 @@ constexpr Duration kTrimInterval{1'000'000'000};
 constexpr Duration kAfterWake{5'000};  // busy polling after a descriptor's wake-up
 
 // A long prompt's message is some hundred KiB on each side: its memory is not given back and
-// faulted in again for every request, but kept until there is nothing to do.
+// faulted in again for every request, but trimmed at most once a second, before a sleep. Set when
+// the loop runs, after a model was loaded.
 void keep_freed_memory() {
   constexpr int kMessages = 32 << 20;  // the longest message is 8 MiB
   (void)mallopt(M_MMAP_THRESHOLD, kMessages);
@@ -24,10 +25,10 @@ void keep_freed_memory() {
 
 void EventLoop::run(LoopTask& task) {
   keep_freed_memory();
-  TimePoint last_event = clock_->now();
+  TimePoint spin_until = clock_->now() + options_.spin;
   while (!task.finished()) {
     if (task.step()) {
-      last_event = clock_->now();
+      spin_until = clock_->now() + options_.spin;
       continue;
     }
     if (options_.always_spin) {
@@ -35,12 +36,12 @@ void EventLoop::run(LoopTask& task) {
       sched_yield();
       continue;
     }
-    if (clock_->now() - last_event < options_.spin) {
+    if (clock_->now() < spin_until) {
       __builtin_ia32_pause();
       continue;
     }
     // What woke it may be the first of much: the bytes of a write come before its completion.
-    if (task.may_wait() && wait(task)) last_event = clock_->now() - options_.spin + kAfterWake;
+    if (task.may_wait() && wait(task)) spin_until = clock_->now() + kAfterWake;
   }
 }
 

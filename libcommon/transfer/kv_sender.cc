@@ -263,7 +263,12 @@ bool KvSender::may_wait() {
   return true;
 }
 
-void KvSender::drain() { impl_->draining_ = true; }
+void KvSender::drain() {
+  impl_->draining_ = true;
+  // The process ends with its last room.
+  for (auto& [peer, link] : impl_->links_) impl_->send_done(link.get());
+  impl_->settle();
+}
 
 bool KvSender::idle() const { return impl_->rooms_.empty(); }
 

@@ -66,8 +66,8 @@ struct SenderLink {
   TimePoint last_heard, next_heartbeat, last_progress;
   std::set<RoomId> rooms;
   std::vector<RoomId> closing;  // computed, record not yet queued
-  // Not sent yet: nobody waits for a RoomDone, and each message by itself wakes threads on both
-  // sides. It goes with the next message, or at done_due.
+  // Not sent yet: nobody waits for a RoomDone (an answer shows it if it comes in time), and each
+  // message by itself wakes threads on both sides. It goes with the next message, or at done_due.
   std::vector<std::pair<RoomId, proto::RoomDone>> done;
   TimePoint done_due = kNever;
   std::uint64_t new_bytes = 0;  // completed, not yet in the metrics

@@ -313,7 +313,7 @@ void KvSender::Impl::post_test(SenderLink* link) {
 
 void KvSender::Impl::send_done(SenderLink* link) {
   std::vector<std::pair<RoomId, proto::RoomDone>> done;
-  done.swap(link->done);
+  done.swap(link->done);  // so that send() finds none
   link->done_due = kNever;
   for (const auto& [room, message] : done) send(link, room, message);
 }
@@ -335,7 +335,8 @@ void KvSender::Impl::tend_link(SenderLink* link, TimePoint now) {
     return;
   }
   if (link->heard && !link->test_posted) post_test(link);
-  if (now >= link->done_due) send_done(link);
+  if (now >= std::min(link->done_due, link->next_heartbeat)) send_done(link);
+  if (!link->end.ok()) return;
   if (now >= link->next_heartbeat) {
     link->next_heartbeat = now + options_.heartbeat;
     const Status sent =

@@ -263,6 +263,7 @@ void KvSender::Impl::act(SenderRoom* room, room::Action action) {
       SenderLink* const link = room->link;
       if (link->done.empty()) link->done_due = clock_->now() + kDoneDelay;
       link->done.emplace_back(room->id, done);
+      if (draining_) send_done(link);  // the process ends with its last room
       break;
     }
     case kFinish:

@@ -21,7 +21,8 @@
 
 namespace kvd::transfer {
 
-constexpr std::uint64_t kMaxUnitBytes = 1u << 20;
+// Not above any Capabilities::best_write_bytes.
+constexpr std::uint64_t kMaxUnitBytes = 512u << 10;
 // Pieces below it share a write where a NIC writes; units below it have one line in a sampled
 // digest (digest.h).
 constexpr std::uint64_t kSmallBytes = 64u << 10;

@@ -68,7 +68,9 @@ TEST_CASE("providers: tcp and rxm promise what was measured, and no more") {
   std::ifstream file("/proc/sys/net/ipv4/tcp_congestion_control");
   std::string congestion;
   file >> congestion;
-  CHECK(what.max_write_bytes == (congestion.starts_with("bbr") ? 1u << 20 : 4u << 20));
+  const bool bbr = congestion.starts_with("bbr");
+  CHECK(what.max_write_bytes == (bbr ? 1u << 20 : 4u << 20));
+  CHECK((what.best_write_bytes == 768u << 10) == bbr);
   CHECK(what.max_inflight_ops == 64);
   CHECK(what.max_inflight_bytes == 4u << 20);
 }

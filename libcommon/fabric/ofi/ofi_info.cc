@@ -22,7 +22,7 @@ constexpr std::uint64_t kMaxWriteBytes = 1u << 20;
 // provider's, so that fewer, larger writes move faster; but not under bbr, which paces what is sent
 // (the likely reason: while a long write is copied, the timer cannot send). Pages of 720 KiB, GB/s,
 // one by one and in writes of four: reno 6.7 and 7.1, bbr 5.2 and 4.1 (medians, CPUs on one cache).
-// Pages of 4 MiB under bbr, in writes of 1 MiB and of 768 KiB: 5.5 and 6.7 (medians of three).
+// Pages of 4 MiB in 32 layers under bbr, in writes of 1 MiB and of 768 KiB: 5.9 and 7.0.
 // Closing the endpoint fences all the same, and no more bytes are in flight.
 constexpr std::uint64_t kMaxTcpWriteBytes = 4u << 20, kBestBbrWriteBytes = 768u << 10;
 constexpr std::uint64_t kTcpInflightBytes = 4u << 20;

@@ -192,12 +192,13 @@ TEST_CASE("digest: sample sees every stream that was cut, wherever it was cut") 
   const std::uint64_t want = digest_pages(Digest::kSample, source.pool, pages, tokens, room);
   const PageMap map{&source.pool, pages, pages, {0, 1 << 30, 42}};
   const bool whole = GENERATE(true, false);
-  const auto most = GENERATE(1u << 20, 4u << 20);
+  fabric::Capabilities capabilities = capabilities_of(4, GENERATE(1u << 20, 4u << 20));
+  capabilities.best_write_bytes = GENERATE(768u << 10, 4u << 20);
   std::vector<fabric::QueuedWrite> writes;
   const std::vector<kv::LayerGroup> groups =
       whole ? std::vector{kv::LayerGroup{0, layout.layers}} : kv::layer_groups(layout);
   for (const kv::LayerGroup& group : groups) {
-    for (auto& write : plan_writes(map, group, 0, 3, capabilities_of(4, most))) {
+    for (auto& write : plan_writes(map, group, 0, 3, capabilities)) {
       writes.push_back(std::move(write));
     }
   }
@@ -345,6 +346,7 @@ TEST_CASE("write plan: no write is longer than what moves best") {
   const auto writes = plan_writes(map, {0, 4}, 0, 2, capabilities);
   std::uint64_t most = 0;
   CHECK(bytes_written(writes, &most).size() * 64 == 2 * layout.page_bytes());
+  // Layers of 256 KiB, each a unit: three of them, and one.
   CHECK(most == 768 << 10);
   CHECK(writes.size() == 4);
 }

@@ -143,12 +143,16 @@ TEST_CASE("rooms: RoomDone goes with the next message, or half a millisecond lat
     CHECK(waited >= 2 * way);
     CHECK(waited < 4 * way);
   }
-  SECTION("the link ends") {
+  SECTION("prefill drains, and ends with its last room") {
     REQUIRE(world.run_until([&] { return world.links_ready(); }));
-    (void)decode.request(prefill.address, 30, kMinute);
-    REQUIRE(world.run_until([&] { return !prefill.outcomes.empty(); }));
-    decode.kill();
-    decode.start();
+    const bool before = GENERATE(true, false);
+    const auto drain = [&] { prefill.sender->drain(); };
+    if (before) world.at(world.clock.now() + 2 * way, drain);
+    const Duration waited = until_timed(&world, &prefill, &decode, [&] {
+      CHECK(prefill.sender->idle());
+      if (!before) drain();
+    });
+    CHECK(waited < 2 * way);
   }
   settle(&world);
 }
