@@ -54,6 +54,7 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
             map.source.size() == map.destination.size());
   const kv::KvLayout& layout = map.pool->layout();
   KVD_CHECK(group.begin < group.end && group.end <= layout.layers);
+  KVD_CHECK(capabilities.best_write_bytes >= kMaxUnitBytes);
   const std::uint64_t most = std::max<std::uint64_t>(
       1, std::min(capabilities.max_write_bytes, capabilities.best_write_bytes));
   const std::size_t most_pieces =

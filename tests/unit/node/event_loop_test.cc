@@ -58,10 +58,11 @@ TEST_CASE("event loop: it sleeps until it is woken, or until what is due") {
     std::thread waker([&] {
       for (int i = 0; i < 3; ++i) loop.waker().wake();
     });
+    loop.waker().wake();  // the thread may come late
     loop.run(task);
     waker.join();
     CHECK(task.waits >= 2);
-    CHECK(task.waits <= 3 + 3);
+    CHECK(task.waits <= 3 + 4);
   }
   close(fd);
 }
