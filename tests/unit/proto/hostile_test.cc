@@ -291,6 +291,13 @@ TEST_CASE("decoding: a prompt is whole tokens, at least one, none negative") {
   refused<OpenRoom>(open(bin("\x01\x00\x00")), "not whole tokens");
   refused<OpenRoom>(open(bin("\xff\xff\xff\xff")), "a token is negative");
   refused<OpenRoom>(open(array({num(1)})), "not binary");
+  // Wherever it is in a longer one.
+  constexpr std::size_t kTokens = 37;
+  for (std::size_t at = 0; at < kTokens; ++at) {
+    std::string prompt(kTokens * sizeof(TokenId), '\x01');
+    prompt[at * sizeof(TokenId) + 3] = '\x80';
+    refused<OpenRoom>(open(bin(prompt)), "a token is negative");
+  }
 }
 
 TEST_CASE("decoding: Register describes memory that can exist") {

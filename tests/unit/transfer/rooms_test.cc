@@ -103,6 +103,38 @@ TEST_CASE("rooms: RoomDone goes with the next message, or half a millisecond lat
   settle(&world);
 }
 
+TEST_CASE("rooms: RoomDone goes with a heartbeat, too") {
+  WorldOptions options;
+  options.transfer.heartbeat = Duration(100'000);
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  const Duration waited = until_timed(&world, &prefill, &decode, [] {});
+  CHECK(waited < options.transfer.heartbeat + 2 * options.channel.latency);
+  settle(&world);
+}
+
+TEST_CASE("rooms: a RoomDone that waits when its link ends is of no later link") {
+  World world(1, {});
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const std::uint64_t first = decode.request(prefill.address, 30, kMinute);
+  REQUIRE(world.run_until([&] { return !prefill.outcomes.empty(); }));
+  REQUIRE(decode.requests[first].outcome == Outcome::kCommitted);
+  // A new Register of the same run ends the link while its RoomDone waits.
+  decode.receiver->remove_prefill(prefill.address);
+  REQUIRE(world.run_until([&] { return decode.receiver->prefills().empty(); }));
+  decode.receiver->add_prefill(prefill.address);
+  REQUIRE(world.run_until([&] { return world.links_ready(); }, kMinute));
+  const std::uint64_t third = decode.request(prefill.address, 30, kMinute);
+  CHECK(wait_for(&world, &decode, third).outcome == Outcome::kCommitted);
+  CHECK(world.run_until([&] { return decode.requests[third].timed; }));
+  CHECK_FALSE(decode.requests[first].timed);
+  CHECK(world.links_ready());
+  settle(&world);
+}
+
 TEST_CASE("rooms: without a free slot the pages follow in Allocate") {
   WorldOptions options = slow_control();
   options.slots = 1;
