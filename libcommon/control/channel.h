@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 
+#include "base/shared_bytes.h"
 #include "base/status.h"
 
 namespace kvd::control {
@@ -19,7 +20,7 @@ using PeerRef = std::uint64_t;
 
 struct Incoming {
   PeerRef from = 0;
-  std::string bytes;
+  SharedBytes bytes;
   std::string identity;  // CURVE public key (Z85) when keys are configured, else empty
 };
 

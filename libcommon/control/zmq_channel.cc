@@ -54,6 +54,12 @@ zmq::message_t to_message(std::string bytes) {
       text);
 }
 
+// And so is one that came.
+SharedBytes to_bytes(zmq::message_t message) {
+  const auto owner = std::make_shared<const zmq::message_t>(std::move(message));
+  return {owner->to_string_view(), owner};
+}
+
 // The address to bind: libzmq takes no host names there.
 Result<HostPort> resolve_local(const std::string& listen) {
   Result<HostPort> parsed = parse_host_port(listen);
@@ -497,7 +503,7 @@ std::optional<Incoming> ZmqChannel::receive_router() {
     incoming.from = accept(id.to_string(), incoming.identity);
     // Our messages are one frame. Anything else is passed on as nothing, to be counted as
     // malformed.
-    if (frames == 1) incoming.bytes = body.to_string();
+    if (frames == 1) incoming.bytes = to_bytes(std::move(body));
     return incoming;
   }
 }
@@ -512,7 +518,7 @@ std::optional<Incoming> ZmqChannel::receive_dealer(PeerRef ref) {
   for (; body.more(); ++frames) {
     if (zmq_msg_recv(body.handle(), dealer, ZMQ_DONTWAIT) < 0) return std::nullopt;
   }
-  return Incoming{ref, frames == 1 ? body.to_string() : std::string(), it->second.key};
+  return Incoming{ref, frames == 1 ? to_bytes(std::move(body)) : SharedBytes(), it->second.key};
 }
 
 PeerRef ZmqChannel::accept(const std::string& routing_id, const std::string& identity) {

@@ -365,10 +365,16 @@ void Reader::get(const Value& value, std::string_view name, std::vector<TokenId>
   if (count < bound.min || count > bound.max) {
     return fail(name, count < bound.min ? "too few tokens" : "too many tokens");
   }
-  // They lie in the message at any address.
-  out.resize(count);
-  if (count != 0) std::memcpy(out.data(), object.via.bin.ptr, bytes);
-  if (any_negative(out)) return fail(name, "a token is negative");
+  // They lie in the message at any address. A part at a time is looked at while it is in the cache.
+  std::array<TokenId, 1024> part;
+  out.clear();
+  out.reserve(count);
+  for (std::size_t at = 0; at < count; at += part.size()) {
+    const std::size_t n = std::min(part.size(), count - at);
+    std::memcpy(part.data(), object.via.bin.ptr + at * sizeof(TokenId), n * sizeof(TokenId));
+    if (any_negative({part.data(), n})) return fail(name, "a token is negative");
+    out.insert(out.end(), part.begin(), part.begin() + static_cast<std::ptrdiff_t>(n));
+  }
 }
 
 bool Reader::get_list(const Value& value, std::string_view name, std::size_t max,

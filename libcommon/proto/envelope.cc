@@ -107,14 +107,14 @@ std::string begin_frame(const Envelope& header, MessageType type) {
   return out;
 }
 
-Result<Envelope> decode_envelope(std::string bytes, Envelope* partial) {
+Result<Envelope> decode_envelope(SharedBytes bytes, Envelope* partial) {
   Envelope scratch;
   Envelope& out = partial == nullptr ? scratch : *partial;
   if (bytes.size() > Bounds::kMaxBytes) return invalid_argument("longer than 8 MiB");
-  std::size_t offset = elements_offset(bytes);
+  std::size_t offset = elements_offset(bytes.view());
   if (offset == 0) return invalid_argument("not an array of 9");
-  KVD_RETURN_IF_ERROR(read_header(bytes, &offset, &out));
-  Result<std::size_t> end = skip_object(bytes, offset);
+  KVD_RETURN_IF_ERROR(read_header(bytes.view(), &offset, &out));
+  Result<std::size_t> end = skip_object(bytes.view(), offset);
   if (!end.ok()) return end.status().with_context("body");
   if (*end != bytes.size()) return invalid_argument("bytes after the end");
   Envelope envelope = out;

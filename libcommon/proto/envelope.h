@@ -13,6 +13,7 @@
 #include <string_view>
 
 #include "base/ids.h"
+#include "base/shared_bytes.h"
 #include "base/status.h"
 
 namespace kvd::proto {
@@ -79,16 +80,16 @@ struct Envelope {
   std::uint64_t seq = 0;  // per link, epoch and direction, from 1; 0 outside a link
   RoomId room;
   // A prompt may have megabytes: the message is kept as it came, and not copied.
-  std::string bytes;
+  SharedBytes bytes;
   std::size_t body_at = 0;
-  std::string_view body() const { return std::string_view(bytes).substr(body_at); }  // encoded map
+  std::string_view body() const { return bytes.view().substr(body_at); }  // encoded map
 };
 
 // Checks magic, version, type and bounds of the whole message. kIncompatible: another magic or
 // version; kInvalidArgument: malformed (the text says where). On an unknown type or a malformed
 // body, *partial (may be null) gets what could be read of the header, so that an Error reply can
 // name its seq.
-Result<Envelope> decode_envelope(std::string bytes, Envelope* partial = nullptr);
+Result<Envelope> decode_envelope(SharedBytes bytes, Envelope* partial = nullptr);
 
 // Message types are the structs of the other headers here; each has `static constexpr MessageType
 // kType`.

@@ -24,7 +24,7 @@ struct Net {
 
 std::vector<std::string> texts(Channel& channel) {
   std::vector<std::string> out;
-  while (auto incoming = channel.receive()) out.push_back(incoming->bytes);
+  while (auto incoming = channel.receive()) out.emplace_back(incoming->bytes.view());
   return out;
 }
 

@@ -1,5 +1,6 @@
 #include <catch2/catch.hpp>
 #include <map>
+#include <numeric>
 #include <set>
 
 #include "samples.h"
@@ -257,8 +258,9 @@ TEST_CASE("messages: every field arrives with its value") {
 
 TEST_CASE("messages: the largest prompt fits, one token more does not") {
   OpenRoom room = sample_open_room();
-  room.prompt.assign(Bounds::kMaxTokens, 1);
-  CHECK(decoded(room).prompt.size() == Bounds::kMaxTokens);
+  room.prompt.resize(Bounds::kMaxTokens);
+  std::iota(room.prompt.begin(), room.prompt.end(), 0);
+  CHECK((decoded(room).prompt == room.prompt));
   room.prompt.push_back(1);
   Result<Envelope> envelope = decode_envelope(encode(sample_header(), room));
   REQUIRE(envelope.ok());
