@@ -3,42 +3,29 @@
 #include <algorithm>
 #include <bit>
 #include <functional>
+#include <numeric>
 
 namespace kvd::kv {
 
-std::string_view to_string(Proof proof) {
-  switch (proof) {
-    case Proof::kNeverExposed:
-      return "never_exposed";
-    case Proof::kSequenceDone:
-      return "sequence_done";
-    case Proof::kDrained:
-      return "drained";
-    case Proof::kEndpointClosed:
-      return "endpoint_closed";
-    case Proof::kRegionClosed:
-      return "region_closed";
-    case Proof::kCopyReturned:
-      return "copy_returned";
-    case Proof::kSourceDone:
-      return "source_done";
-  }
-  return "unknown";
-}
-
-std::vector<PageRun> to_runs(std::span<const PageIndex> pages) {
-  std::vector<PageRun> runs;
-  for (const PageIndex page : pages) {
-    if (!runs.empty() && runs.back().first + runs.back().count == page) {
-      ++runs.back().count;
-    } else {
-      runs.push_back({page, 1});
-    }
-  }
-  return runs;
-}
-
 namespace {
+
+// Calls `with(word, bits)` for each word of a bitmap of pages that holds some of the run.
+template <typename With>
+void for_words(PageRun run, With with) {
+  while (run.count > 0) {
+    const std::uint32_t bit = run.first % 64, count = std::min(run.count, 64 - bit);
+    with(run.first / 64, (~std::uint64_t{0} >> (64 - count)) << bit);
+    run.first += count;
+    run.count -= count;
+  }
+}
+
+// The run that starts with the first of `pages`; they need not be in order.
+PageRun first_run(std::span<const PageIndex> pages) {
+  PageRun run{pages.front(), 1};
+  while (run.count < pages.size() && pages[run.count] == run.first + run.count) ++run.count;
+  return run;
+}
 
 // Runs that are looked at before a lease takes the best of them, when they hold enough pages: a
 // large pool in single pages would otherwise be gone through for each lease.
@@ -87,6 +74,35 @@ void keep_longest(std::vector<PageRun>* runs, std::uint32_t count) {
 }
 
 }  // namespace
+
+std::string_view to_string(Proof proof) {
+  switch (proof) {
+    case Proof::kNeverExposed:
+      return "never_exposed";
+    case Proof::kSequenceDone:
+      return "sequence_done";
+    case Proof::kDrained:
+      return "drained";
+    case Proof::kEndpointClosed:
+      return "endpoint_closed";
+    case Proof::kRegionClosed:
+      return "region_closed";
+    case Proof::kCopyReturned:
+      return "copy_returned";
+    case Proof::kSourceDone:
+      return "source_done";
+  }
+  return "unknown";
+}
+
+std::vector<PageRun> to_runs(std::span<const PageIndex> pages) {
+  std::vector<PageRun> runs;
+  while (!pages.empty()) {
+    runs.push_back(first_run(pages));
+    pages = pages.subspan(runs.back().count);
+  }
+  return runs;
+}
 
 PagePool::PagePool(KvLayout layout, std::byte* memory, std::uint32_t page_count)
     : layout_(std::move(layout)),
@@ -140,16 +156,16 @@ Result<LeaseId> PagePool::lease(std::uint32_t count, TimePoint now) {
     return Status(StatusCode::kResourceExhausted, std::to_string(count) + " pages wanted, " +
                                                       std::to_string(counts_.free) + " free");
   }
-  std::vector<PageIndex> pages;
-  pages.reserve(count);
-  for (const PageRun& run : choose(count)) {
-    for (std::uint32_t i = 0; i < run.count && pages.size() < count; ++i) {
-      const PageIndex page = run.first + i;
-      free_[page / 64] &= ~(std::uint64_t{1} << (page % 64));
-      pages.push_back(page);
-    }
+  std::vector<PageIndex> pages(count);
+  std::uint32_t taken = 0;
+  for (PageRun run : choose(count)) {
+    run.count = std::min(run.count, count - taken);
+    for_words(run, [&](std::size_t word, std::uint64_t bits) { free_[word] &= ~bits; });
+    const auto begin = pages.begin() + taken;
+    std::iota(begin, begin + run.count, run.first);
+    taken += run.count;
   }
-  KVD_CHECK(pages.size() == count);
+  KVD_CHECK(taken == count);
   while (first_word_ < free_.size() && free_[first_word_] == 0) ++first_word_;
   counts_.free -= count;
   counts_.leased += count;
@@ -200,10 +216,14 @@ void PagePool::release(LeaseId lease, Proof proof) {
   KVD_CHECK(!entry.quarantined || (proof != Proof::kNeverExposed && proof != Proof::kSequenceDone));
   KVD_CHECK(proof != Proof::kNeverExposed || !entry.peer);
   const auto count = static_cast<std::uint32_t>(entry.pages.size());
-  for (const PageIndex page : entry.pages) {
-    KVD_CHECK(!is_free(page));
-    free_[page / 64] |= std::uint64_t{1} << (page % 64);
-    first_word_ = std::min<std::size_t>(first_word_, page / 64);
+  for (std::span<const PageIndex> pages = entry.pages; !pages.empty();) {
+    const PageRun run = first_run(pages);
+    for_words(run, [&](std::size_t word, std::uint64_t bits) {
+      KVD_CHECK((free_[word] & bits) == 0);
+      free_[word] |= bits;
+    });
+    first_word_ = std::min<std::size_t>(first_word_, run.first / 64);
+    pages = pages.subspan(run.count);
   }
   (entry.quarantined ? counts_.quarantined : counts_.leased) -= count;
   counts_.free += count;

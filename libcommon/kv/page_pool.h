@@ -114,7 +114,6 @@ class PagePool {
   KvLayout layout_;
   std::byte* memory_;
   std::uint32_t page_count_;
-  bool is_free(PageIndex page) const { return (free_[page / 64] >> (page % 64) & 1) != 0; }
   // Runs of free pages in order of address, until one has `count` pages, whose rest is not looked
   // at, or some thousand together have them.
   std::vector<PageRun> free_runs(std::uint32_t count) const;

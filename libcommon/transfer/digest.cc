@@ -76,23 +76,42 @@ std::uint64_t last_line(const kv::KvLayout& layout, const PageUnit& unit, std::u
   return end - std::min(kLineBytes, end - unit.begin);
 }
 
-std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<const PageIndex> pages,
-                           std::uint64_t tokens, RoomId room) {
-  if (mode == Digest::kOff) return 0;
-  const kv::KvLayout& layout = pool.layout();
-  XXH3_state_t state;
-  XXH3_INITSTATE(&state);  // the reset reads fields of the state
-  KVD_CHECK(XXH3_64bits_reset_withSeed(&state, room.value) == XXH_OK);
+struct Digester::State {
+  Digest mode;
+  const kv::PagePool* pool;
+  std::span<const PageIndex> pages;
+  std::uint64_t tokens;
+  RoomId room;
+  std::vector<PageUnit> units;
+  std::size_t next = 0;  // page
+  XXH3_state_t hash;
+
+  void take(std::size_t until);
+};
+
+Digester::Digester(Digest mode, const kv::PagePool* pool, std::span<const PageIndex> pages,
+                   std::uint64_t tokens, RoomId room) {
+  if (mode == Digest::kOff) return;
+  state_.reset(new State{mode, pool, pages, tokens, room, page_units(pool->layout()), 0, {}});
+  XXH3_INITSTATE(&state_->hash);  // the reset reads fields of the state
+  KVD_CHECK(XXH3_64bits_reset_withSeed(&state_->hash, room.value) == XXH_OK);
+}
+
+Digester::~Digester() = default;
+
+void Digester::State::take(std::size_t until) {
+  const kv::KvLayout& layout = pool->layout();
   if (mode == Digest::kFull) {
-    for (PageIndex page : pages) XXH3_64bits_update(&state, pool.page(page), layout.page_bytes());
-    return XXH3_64bits_digest(&state);
+    for (; next < until; ++next) {
+      XXH3_64bits_update(&hash, pool->page(pages[next]), layout.page_bytes());
+    }
+    return;
   }
-  Lines lines(&state);
-  const std::vector<PageUnit> units = page_units(layout);
-  std::uint64_t number = 0;
-  for (std::size_t i = 0; i < pages.size(); ++i) {
-    const std::byte* page = pool.page(pages[i]);
-    const std::uint64_t used = tokens - std::min(tokens, i * std::uint64_t{layout.page_size});
+  Lines lines(&hash);
+  std::uint64_t number = next * units.size();
+  for (; next < until; ++next) {
+    const std::byte* page = pool->page(pages[next]);
+    const std::uint64_t used = tokens - std::min(tokens, next * std::uint64_t{layout.page_size});
     for (const PageUnit& unit : units) {
       const std::uint64_t bytes = unit.end - unit.begin;
       if (bytes >= kSmallBytes) {
@@ -103,7 +122,22 @@ std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<cons
     }
   }
   lines.flush();
-  return XXH3_64bits_digest(&state);
+}
+
+void Digester::take(std::size_t until) {
+  if (state_ == nullptr || until <= state_->next) return;
+  state_->take(std::min(until, state_->pages.size()));
+}
+
+std::uint64_t Digester::finish() {
+  if (state_ == nullptr) return 0;
+  state_->take(state_->pages.size());
+  return XXH3_64bits_digest(&state_->hash);
+}
+
+std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<const PageIndex> pages,
+                           std::uint64_t tokens, RoomId room) {
+  return Digester(mode, &pool, pages, tokens, room).finish();
 }
 
 void mark_pages(const kv::PagePool& pool, std::span<const PageIndex> pages, std::uint64_t tokens,

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <span>
 #include <string>
@@ -26,7 +27,25 @@
 
 namespace kvd::transfer {
 
-// `pages` are the prompt's, in order; `tokens` is its length. The result is keyed by the room.
+// Takes pages in as they go: those that were just sent are still in the caches.
+class Digester {
+ public:
+  // `pages` are the prompt's, in order; `tokens` is its length. The result is keyed by the room.
+  // Refers to the pool, and to `pages` until it is done.
+  Digester(Digest mode, const kv::PagePool* pool, std::span<const PageIndex> pages,
+           std::uint64_t tokens, RoomId room);
+  ~Digester();
+  // The pages before `until` that it has not taken yet.
+  void take(std::size_t until);
+  // Takes the rest.
+  std::uint64_t finish();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;  // null: off
+};
+
+// All at once.
 std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<const PageIndex> pages,
                            std::uint64_t tokens, RoomId room);
 

@@ -171,9 +171,10 @@ void KvSender::computed(RoomId room, const SampledToken& first, Duration queued,
     log_debug("compute ended", {{"room", room}, {"compute_ms", to_ms(compute)}});
     impl_->write_remaining(found);
     if (found->link->end.ok()) found->link->pipeline->pump();
-    // The pages are final from here on, and the last of them are on their way while this hashes.
-    found->digest = digest_pages(found->link->digest, *impl_->pool_,
-                                 impl_->pool_->pages(found->lease), found->tokens, found->id);
+    // The pages are final from here on.
+    found->digest =
+        std::make_unique<Digester>(found->link->digest, impl_->pool_,
+                                   impl_->pool_->pages(found->lease), found->tokens, found->id);
     found->link->closing.push_back(room);
   }
   impl_->settle();

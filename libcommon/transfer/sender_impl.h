@@ -100,11 +100,11 @@ struct SenderRoom {
   SampledToken first;
   Duration queued{0}, compute{0};
   TimePoint compute_began, compute_ended;
-  std::uint64_t digest = 0;
+  std::unique_ptr<Digester> digest;  // once computed
 
   std::byte* cell = nullptr;
   bool record_queued = false, record_done = false, scratch_queued = false, scratch_done = false;
-  std::uint64_t completed_writes = 0, bytes = 0, writes = 0, pieces = 0;
+  std::uint64_t queued_writes = 0, completed_writes = 0, bytes = 0, writes = 0, pieces = 0;
   TimePoint first_posted{0}, record_posted{0}, finished{0};
 
   bool abort_asked = false;

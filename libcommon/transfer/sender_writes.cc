@@ -42,6 +42,7 @@ void KvSender::Impl::enqueue(SenderRoom* room, std::vector<fabric::QueuedWrite> 
     apply(room, room::Event::kWriting);
   }
   const bool ordered = room->link->capabilities().write_after_write;
+  room->queued_writes += writes.size();
   for (fabric::QueuedWrite& write : writes) {
     write.delivery_complete = !ordered;
     write.tag = kPageTag;
@@ -74,7 +75,7 @@ void KvSender::Impl::enqueue_control(SenderRoom* room, Tag tag) {
     record.generation = room->generation;
     record.tokens = room->tokens;
     record.pages = static_cast<std::uint32_t>(room->destination.size());
-    record.digest = room->digest;
+    record.digest = room->digest->finish();
     record.first = room->first;
     record.queue_ns =
         static_cast<std::uint64_t>((room->compute_began - room->opened + room->queued).count());
@@ -94,6 +95,7 @@ void KvSender::Impl::enqueue_control(SenderRoom* room, Tag tag) {
 }
 
 // The record goes when the last page is posted (ordered streams) or has completed (the others).
+// Until then the digest follows the writes that have completed.
 void KvSender::Impl::close_rooms(SenderLink* link) {
   const bool ordered = link->capabilities().write_after_write;
   for (std::size_t i = 0; i < link->closing.size();) {
@@ -110,6 +112,7 @@ void KvSender::Impl::close_rooms(SenderLink* link) {
       link->closing[i] = link->closing.back();
       link->closing.pop_back();
     } else {
+      room->digest->take(room->destination.size() * room->completed_writes / room->queued_writes);
       ++i;
     }
   }

@@ -32,6 +32,50 @@ void append(std::vector<Piece>* pieces, Piece piece, std::uint64_t most) {
   pieces->push_back(piece);
 }
 
+// Pages of one unit: as many neighbours as fill a piece are taken at once.
+std::vector<Piece> cut_small_pages(const PageMap& map, std::uint32_t first, std::uint32_t last,
+                                   std::uint64_t most) {
+  const std::uint64_t page_bytes = map.pool->layout().page_bytes();
+  std::vector<Piece> pieces;
+  pieces.reserve(last - first);
+  while (first < last) {
+    const PageIndex from = map.source[first], to = map.destination[first];
+    const std::uint64_t in_piece = std::min<std::uint64_t>(most / page_bytes, last - first);
+    std::uint32_t count = 1;
+    while (count < in_piece && map.source[first + count] == from + count &&
+           map.destination[first + count] == to + count) {
+      ++count;
+    }
+    pieces.push_back({map.pool->page(from), map.region.base + to * page_bytes, count * page_bytes});
+    first += count;
+  }
+  return pieces;
+}
+
+std::vector<Piece> cut_pages(const PageMap& map, kv::LayerGroup group, std::uint32_t first,
+                             std::uint32_t last, std::uint64_t most) {
+  const kv::KvLayout& layout = map.pool->layout();
+  const std::uint64_t begin = group.begin * layout.layer_bytes();
+  const std::uint64_t end = group.end * layout.layer_bytes();
+  std::vector<PageUnit> units = page_units(layout);
+  if (units.size() == 1 && end - begin == layout.page_bytes() && end - begin <= most) {
+    return cut_small_pages(map, first, last, most);
+  }
+  std::erase_if(units,
+                [&](const PageUnit& unit) { return unit.end <= begin || unit.begin >= end; });
+  std::vector<Piece> pieces;
+  pieces.reserve(last - first);
+  for (std::uint32_t i = first; i < last; ++i) {
+    const std::byte* from = map.pool->page(map.source[i]);
+    const std::uint64_t to = map.region.base + map.destination[i] * layout.page_bytes();
+    for (const PageUnit& unit : units) {
+      const std::uint64_t at = std::max(unit.begin, begin);
+      append(&pieces, {from + at, to + at, std::min(unit.end, end) - at}, most);
+    }
+  }
+  return pieces;
+}
+
 }  // namespace
 
 std::vector<PageUnit> page_units(const kv::KvLayout& layout) {
@@ -52,29 +96,13 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
                                              const fabric::Capabilities& capabilities) {
   KVD_CHECK(first <= last && last <= map.source.size() &&
             map.source.size() == map.destination.size());
-  const kv::KvLayout& layout = map.pool->layout();
-  KVD_CHECK(group.begin < group.end && group.end <= layout.layers);
+  KVD_CHECK(group.begin < group.end && group.end <= map.pool->layout().layers);
   KVD_CHECK(capabilities.best_write_bytes >= kMaxUnitBytes);
   const std::uint64_t most = std::max<std::uint64_t>(
       1, std::min(capabilities.max_write_bytes, capabilities.best_write_bytes));
   const std::size_t most_pieces =
       std::max<std::uint32_t>(1, std::min(capabilities.iov_limit, capabilities.rma_iov_limit));
-  const std::uint64_t begin = group.begin * layout.layer_bytes();
-  const std::uint64_t end = group.end * layout.layer_bytes();
-  std::vector<PageUnit> units = page_units(layout);
-  std::erase_if(units,
-                [&](const PageUnit& unit) { return unit.end <= begin || unit.begin >= end; });
-
-  std::vector<Piece> pieces;
-  pieces.reserve(last - first);
-  for (std::uint32_t i = first; i < last; ++i) {
-    const std::byte* from = map.pool->page(map.source[i]);
-    const std::uint64_t to = map.region.base + map.destination[i] * layout.page_bytes();
-    for (const PageUnit& unit : units) {
-      const std::uint64_t at = std::max(unit.begin, begin);
-      append(&pieces, {from + at, to + at, std::min(unit.end, end) - at}, most);
-    }
-  }
+  const std::vector<Piece> pieces = cut_pages(map, group, first, last, most);
 
   const std::uint64_t small_below = capabilities.rdma ? kSmallBytes : most / 2 + 1;
   const auto small_ones = static_cast<std::size_t>(std::count_if(

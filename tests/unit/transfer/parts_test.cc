@@ -132,6 +132,24 @@ TEST_CASE("digest: equal pages at other places give the same, in every mode") {
   CHECK(digest_pages(mode, b.pool, to, to.size() * 32, room) != want);
 }
 
+TEST_CASE("digest: however the pages are taken in, it is the same") {
+  const auto mode = GENERATE(Digest::kSample, Digest::kFull, Digest::kOff);
+  const auto head_dim = GENERATE(64u, 504u);  // two lines a unit, one line a unit
+  TestPool a(layout_of(head_dim == 64 ? 8 : 1, head_dim == 64 ? 8 : 1, head_dim), 9);
+  const std::vector<PageIndex> pages = {4, 5, 6, 0, 8, 1, 2};
+  const std::uint64_t tokens = pages.size() * 32 - 5;
+  const RoomId room{77};
+  const std::uint64_t want = digest_pages(mode, a.pool, pages, tokens, room);
+  for (std::size_t first = 0; first <= pages.size() + 1; ++first) {
+    for (std::size_t second = 0; second <= pages.size() + 1; ++second) {
+      Digester digester(mode, &a.pool, pages, tokens, room);
+      digester.take(first);
+      digester.take(second);
+      REQUIRE(digester.finish() == want);
+    }
+  }
+}
+
 TEST_CASE("digest: full sees a single flipped bit, off sees nothing") {
   TestPool a(layout_of(8, 8, 64), 2);
   const std::vector<PageIndex> pages = {0, 1};
