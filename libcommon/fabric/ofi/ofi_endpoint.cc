@@ -11,6 +11,7 @@
 #include "base/log.h"
 #include "base/rng.h"
 #include "base/units.h"
+#include "fabric/ofi/send_buffer.h"
 
 namespace kvd::fabric::ofi {
 namespace {
@@ -213,6 +214,7 @@ Result<PeerHandle> OfiEndpoint::insert(const FabricAddress& peer) {
     return invalid_argument(capabilities.provider + ": " +
                             describe("fi_av_insert", inserted < 0 ? inserted : -FI_EINVAL));
   }
+  if (domain_->fabric->offer.bbr) new_peers_.push_back(peer);
   return PeerHandle{handle};
 }
 
@@ -311,6 +313,8 @@ bool OfiEndpoint::on_entry(const fi_cq_data_entry& entry, Completion* out) {
     if (op == nullptr) return false;
     *out = Completion{.kind = CompletionKind::kWrite, .context = op->context};
     give_back(op);
+    for (const FabricAddress& peer : new_peers_) (void)shorten_send_buffers(peer);
+    new_peers_.clear();
     return true;
   }
   if ((entry.flags & FI_RECV) != 0) {

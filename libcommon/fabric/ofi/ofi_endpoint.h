@@ -84,6 +84,7 @@ class OfiEndpoint final : public Endpoint {
   bool cq_broken_ = false;
   Refusal refusal_ = Refusal::kNone;
   FabricAddress address_;
+  std::vector<FabricAddress> new_peers_;  // under bbr: no write has completed since they came
   std::vector<Op> ops_;
   std::vector<Op*> free_ops_;
   std::vector<Receive> receives_;

@@ -23,6 +23,7 @@ struct Offer {
   InfoPtr info;  // exactly one entry, ready for fi_fabric and fi_domain
   Capabilities capabilities;
   std::string address;  // printable source address
+  bool bbr = false;     // paces the connections
 };
 
 // "call: reason", the reason in libfabric's words; `rc` is a negative fi_errno.

@@ -1,0 +1,76 @@
+#include "fabric/ofi/send_buffer.h"
+
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <charconv>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <system_error>
+
+namespace kvd::fabric::ofi {
+namespace {
+
+// IP address and port of a socket address, as bytes that can be compared; empty for others.
+std::string place_of(const void* address, std::size_t bytes) {
+  sockaddr_storage any{};
+  std::memcpy(&any, address, std::min(bytes, sizeof any));
+  std::string out;
+  const auto add = [&out](const auto& field) {
+    out.append(reinterpret_cast<const char*>(&field), sizeof field);
+  };
+  if (any.ss_family == AF_INET) {
+    const auto* in = reinterpret_cast<const sockaddr_in*>(&any);
+    add(in->sin_addr);
+    add(in->sin_port);
+  } else if (any.ss_family == AF_INET6) {
+    const auto* in = reinterpret_cast<const sockaddr_in6*>(&any);
+    add(in->sin6_addr);
+    add(in->sin6_port);
+  }
+  return out;
+}
+
+bool is_connected_to(int socket, const std::string& place) {
+  sockaddr_storage any{};
+  socklen_t bytes = sizeof any;
+  return getpeername(socket, reinterpret_cast<sockaddr*>(&any), &bytes) == 0 &&
+         place_of(&any, bytes) == place;
+}
+
+bool has_short_round_trip(int socket) {
+  tcp_info info{};
+  socklen_t bytes = sizeof info;
+  constexpr socklen_t kNeeded = offsetof(tcp_info, tcpi_min_rtt) + sizeof info.tcpi_min_rtt;
+  return getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 && bytes >= kNeeded &&
+         std::chrono::microseconds(info.tcpi_min_rtt) < kShortRoundTrip;
+}
+
+}  // namespace
+
+std::size_t shorten_send_buffers(const FabricAddress& peer) {
+  constexpr int kAsked = kBbrSendBuffer / 2;  // Linux doubles it
+  int most = 0;
+  std::ifstream("/proc/sys/net/core/wmem_max") >> most;
+  const std::string place = place_of(peer.data(), peer.size());
+  if (most < kAsked || place.empty()) return 0;
+  std::size_t count = 0;
+  std::error_code error;
+  std::filesystem::directory_iterator entry("/proc/self/fd", error);
+  for (; !error && entry != std::filesystem::directory_iterator(); entry.increment(error)) {
+    const std::string name = entry->path().filename().string();
+    int fd = -1;
+    std::from_chars(name.data(), name.data() + name.size(), fd);
+    if (is_connected_to(fd, place) && has_short_round_trip(fd) &&
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &kAsked, sizeof kAsked) == 0) {
+      ++count;
+    }
+  }
+  return count;
+}
+
+}  // namespace kvd::fabric::ofi

@@ -1,0 +1,101 @@
+// Which sockets get a short send buffer, and that a link's connection is among them under bbr.
+#include "fabric/ofi/send_buffer.h"
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <fstream>
+
+#include "contract/world.h"
+
+namespace kvd::fabric::contract {
+namespace {
+
+// A listener on the loopback, a connection to it and what it accepted.
+struct Connection {
+  Connection() {
+    address.sin_family = AF_INET;
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t bytes = sizeof address;
+    REQUIRE(bind(listener, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
+    REQUIRE(listen(listener, 1) == 0);
+    REQUIRE(getsockname(listener, reinterpret_cast<sockaddr*>(&address), &bytes) == 0);
+    REQUIRE(connect(out, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
+    in = accept(listener, nullptr, nullptr);
+    REQUIRE(in >= 0);
+    // The fastest of some round trips is short even where other processes disturb.
+    for (int i = 0; i < 50; ++i) {
+      char byte = 0;
+      REQUIRE(send(out, &byte, 1, 0) == 1);
+      REQUIRE(recv(in, &byte, 1, 0) == 1);
+      REQUIRE(send(in, &byte, 1, 0) == 1);
+      REQUIRE(recv(out, &byte, 1, 0) == 1);
+    }
+  }
+  ~Connection() {
+    for (const int fd : {in, out, listener}) close(fd);
+  }
+  FabricAddress peer() const { return {reinterpret_cast<const char*>(&address), sizeof address}; }
+
+  sockaddr_in address{};
+  int listener = socket(AF_INET, SOCK_STREAM, 0), out = socket(AF_INET, SOCK_STREAM, 0), in = -1;
+};
+
+int send_buffer(int fd) {
+  int value = 0;
+  socklen_t bytes = sizeof value;
+  return getsockopt(fd, SOL_SOCKET, SO_SNDBUF, &value, &bytes) == 0 ? value : -1;
+}
+
+// Sockets of this process that have just this buffer.
+int count_short() {
+  int count = 0;
+  for (int fd = 0; fd < 1024; ++fd) count += send_buffer(fd) == ofi::kBbrSendBuffer ? 1 : 0;
+  return count;
+}
+
+bool may_shorten() {
+  int most = 0;
+  std::ifstream("/proc/sys/net/core/wmem_max") >> most;
+  return most >= ofi::kBbrSendBuffer / 2;
+}
+
+}  // namespace
+
+TEST_CASE("send buffer: of the connection to the peer alone, and of none by a strange address") {
+  Connection one, other;
+  const int before = send_buffer(other.out), accepted = send_buffer(one.in);
+  REQUIRE(before != ofi::kBbrSendBuffer);
+  CHECK(ofi::shorten_send_buffers("") == 0);
+  CHECK(ofi::shorten_send_buffers(FabricAddress(64, '\x2a')) == 0);
+  CHECK(ofi::shorten_send_buffers(one.peer().substr(0, 3)) == 0);
+  CHECK(count_short() == 0);
+  const std::size_t shortened = ofi::shorten_send_buffers(one.peer());
+  if (!may_shorten()) {
+    CHECK(shortened == 0);
+    CHECK(count_short() == 0);
+    return;
+  }
+  CHECK(shortened == 1);
+  CHECK(send_buffer(one.out) == ofi::kBbrSendBuffer);
+  CHECK(send_buffer(one.in) == accepted);
+  CHECK(send_buffer(other.out) == before);
+}
+
+TEST_CASE("send buffer: a link's connection has it from the first write on, under bbr only") {
+  const std::string provider = GENERATE(from_range(present()));
+  INFO(provider);
+  std::string congestion;
+  std::ifstream("/proc/sys/net/ipv4/tcp_congestion_control") >> congestion;
+  const bool wanted = provider.starts_with("tcp") && congestion.starts_with("bbr") && may_shorten();
+  auto world = make_world(provider);
+  Link link(world.get(), 1 << 20);
+  for (std::uint64_t write = 1; write <= 3; ++write) {
+    REQUIRE(link.post(pattern(64 << 10, write), 0, write, true).ok());
+    REQUIRE(link.until([&] { return link.done.size() == write; }));
+    CHECK(count_short() == (wanted ? 1 : 0));
+  }
+}
+
+}  // namespace kvd::fabric::contract
