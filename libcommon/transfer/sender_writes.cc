@@ -100,7 +100,7 @@ void KvSender::Impl::close_rooms(SenderLink* link) {
   const bool ordered = link->capabilities().write_after_write;
   for (std::size_t i = 0; i < link->closing.size();) {
     SenderRoom* room = find_on(link, link->closing[i]);
-    bool done = room == nullptr || room->state != room::RoomState::kTransferring;
+    bool done = room == nullptr || !room->computed || room->state != room::RoomState::kTransferring;
     if (!done && link->pipeline->queued(room->id.value) == 0 &&
         (ordered || link->pipeline->inflight(room->id.value) == 0)) {
       enqueue_control(room, kRecordTag);

@@ -21,6 +21,7 @@ constexpr std::size_t kMaxPieces = 16;
 constexpr std::size_t kMaxOps = 1024;
 // poll() never blocks and never starves its caller: so many reads of the CQ a call.
 constexpr int kRoundsPerPoll = 8;
+constexpr int kTries = 8;  // to find a short connection to a new peer
 
 void close_fid(const char* what, fid* object) {
   const int rc = fi_close(object);
@@ -214,7 +215,7 @@ Result<PeerHandle> OfiEndpoint::insert(const FabricAddress& peer) {
     return invalid_argument(capabilities.provider + ": " +
                             describe("fi_av_insert", inserted < 0 ? inserted : -FI_EINVAL));
   }
-  if (domain_->fabric->offer.bbr) new_peers_.push_back(peer);
+  if (domain_->fabric->offer.bbr) new_peers_.push_back({peer});
   return PeerHandle{handle};
 }
 
@@ -313,8 +314,7 @@ bool OfiEndpoint::on_entry(const fi_cq_data_entry& entry, Completion* out) {
     if (op == nullptr) return false;
     *out = Completion{.kind = CompletionKind::kWrite, .context = op->context};
     give_back(op);
-    for (const FabricAddress& peer : new_peers_) (void)shorten_send_buffers(peer);
-    new_peers_.clear();
+    if (!new_peers_.empty()) shorten_new_peers();
     return true;
   }
   if ((entry.flags & FI_RECV) != 0) {
@@ -325,6 +325,14 @@ bool OfiEndpoint::on_entry(const fi_cq_data_entry& entry, Completion* out) {
   if ((entry.flags & FI_REMOTE_CQ_DATA) == 0 || (entry.flags & FI_SEND) != 0) return false;
   *out = Completion{.kind = CompletionKind::kRemoteData, .data = entry.data};
   return true;
+}
+
+// The first round trips may have met a busy processor: some more are waited for.
+void OfiEndpoint::shorten_new_peers() {
+  for (NewPeer& peer : new_peers_) {
+    peer.tries = shorten_send_buffers(peer.address) != 0 ? kTries : peer.tries + 1;
+  }
+  std::erase_if(new_peers_, [](const NewPeer& peer) { return peer.tries >= kTries; });
 }
 
 bool OfiEndpoint::on_error(Completion* out) {

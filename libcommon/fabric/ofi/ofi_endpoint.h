@@ -68,6 +68,7 @@ class OfiEndpoint final : public Endpoint {
   Receive* receive_of(void* op_context);
   Status posted(const char* call, long rc, Op* op);
   bool on_entry(const fi_cq_data_entry& entry, Completion* out);
+  void shorten_new_peers();
   bool on_error(Completion* out);
   bool on_event(Completion* out);
   bool descriptor_is_readable() const;
@@ -84,7 +85,12 @@ class OfiEndpoint final : public Endpoint {
   bool cq_broken_ = false;
   Refusal refusal_ = Refusal::kNone;
   FabricAddress address_;
-  std::vector<FabricAddress> new_peers_;  // under bbr: no write has completed since they came
+  // Under bbr, until its connection has the short send buffer or enough writes have completed.
+  struct NewPeer {
+    FabricAddress address;
+    int tries = 0;
+  };
+  std::vector<NewPeer> new_peers_;
   std::vector<Op> ops_;
   std::vector<Op*> free_ops_;
   std::vector<Receive> receives_;

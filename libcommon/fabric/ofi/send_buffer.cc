@@ -3,12 +3,12 @@
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <string>
 #include <system_error>
 
@@ -50,14 +50,29 @@ bool has_short_round_trip(int socket) {
          std::chrono::microseconds(info.tcpi_min_rtt) < kShortRoundTrip;
 }
 
+constexpr int kAsked = kBbrSendBuffer / 2;  // Linux doubles it
+
+bool set_buffer(int socket) {
+  int got = 0;
+  socklen_t bytes = sizeof got;
+  return setsockopt(socket, SOL_SOCKET, SO_SNDBUF, &kAsked, sizeof kAsked) == 0 &&
+         getsockopt(socket, SOL_SOCKET, SO_SNDBUF, &got, &bytes) == 0 && got == kBbrSendBuffer;
+}
+
+// Tried on a socket of its own: the limit's file is not in every network namespace.
+bool may_set_buffer() {
+  const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  if (socket < 0) return false;
+  const bool may = set_buffer(socket);
+  close(socket);
+  return may;
+}
+
 }  // namespace
 
 std::size_t shorten_send_buffers(const FabricAddress& peer) {
-  constexpr int kAsked = kBbrSendBuffer / 2;  // Linux doubles it
-  int most = 0;
-  std::ifstream("/proc/sys/net/core/wmem_max") >> most;
   const std::string place = place_of(peer.data(), peer.size());
-  if (most < kAsked || place.empty()) return 0;
+  if (place.empty() || !may_set_buffer()) return 0;
   std::size_t count = 0;
   std::error_code error;
   std::filesystem::directory_iterator entry("/proc/self/fd", error);
@@ -65,10 +80,7 @@ std::size_t shorten_send_buffers(const FabricAddress& peer) {
     const std::string name = entry->path().filename().string();
     int fd = -1;
     std::from_chars(name.data(), name.data() + name.size(), fd);
-    if (is_connected_to(fd, place) && has_short_round_trip(fd) &&
-        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &kAsked, sizeof kAsked) == 0) {
-      ++count;
-    }
+    if (is_connected_to(fd, place) && has_short_round_trip(fd) && set_buffer(fd)) ++count;
   }
   return count;
 }

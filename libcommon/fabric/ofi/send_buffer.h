@@ -23,8 +23,8 @@ constexpr int kBbrSendBuffer = 1 << 20;
 constexpr std::chrono::microseconds kShortRoundTrip{20};
 
 // Every TCP socket of this process that is connected to `peer` (a socket address) and has a short
-// round trip: returns how many. None where net.core.wmem_max is below half the buffer: one of 416
-// KiB is worse than the long one.
+// round trip: returns how many. None where net.core.wmem_max allows no such buffer: one of 416 KiB
+// is worse than the long one.
 std::size_t shorten_send_buffers(const FabricAddress& peer);
 
 }  // namespace kvd::fabric::ofi

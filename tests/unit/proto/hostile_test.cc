@@ -295,7 +295,7 @@ TEST_CASE("decoding: a prompt is whole tokens, at least one, none negative") {
   refused<OpenRoom>(open(array({num(1)})), "not binary");
   // Wherever it is in a longer one.
   for (const std::size_t tokens : {37, 2060}) {
-    for (std::size_t at = 0; at < tokens; at += at + 20 < tokens ? tokens / 37 : 1) {
+    for (std::size_t at = 0; at < tokens; at += at + 100 < tokens ? tokens / 37 : 1) {
       std::string prompt(tokens * sizeof(TokenId), '\x01');
       prompt[at * sizeof(TokenId) + 3] = '\x80';
       refused<OpenRoom>(open(bin(prompt)), "a token is negative");

@@ -2,6 +2,7 @@
 #include <catch2/catch.hpp>
 #include <cstring>
 #include <map>
+#include <numeric>
 
 #include "transfer/digest.h"
 #include "transfer/slot_table.h"
@@ -271,6 +272,27 @@ TEST_CASE("digest: the last line is the last one that a token fills") {
   CHECK(last_line(layout, page, 31) == layout.offset(1, true, 1, 30) + 64);
   // A unit that is a cut of a head's unused rows has only zeros: its own end then.
   CHECK(last_line(layout, {page.end - 256, page.end}, 5) == page.end - 64);
+}
+
+TEST_CASE("write plan: a run of small pages is cut where a write is full, and where a run ends") {
+  const kv::KvLayout layout = layout_of(1, 1, 504);  // one unit of 63 KiB a page
+  TestPool pool(layout, 41);
+  std::vector<PageIndex> source(40), destination(40);
+  std::iota(source.begin(), source.end(), 0);
+  std::iota(destination.begin(), destination.end(), 0);
+  std::iota(destination.begin() + 20, destination.end(), 21);  // one page is left out
+  const PageMap map{&pool.pool, source, destination, {0x1000, 1 << 30, 42}};
+  std::vector<std::uint64_t> pages;
+  std::uint64_t next = 0;
+  for (const auto& write : plan_writes(map, {0, 1}, 0, 40, capabilities_of(1, 1u << 20))) {
+    REQUIRE(write.local.size() == 1);
+    CHECK(write.local[0].address == pool.pool.page(static_cast<PageIndex>(next)));
+    CHECK(write.remote[0].address == 0x1000 + destination[next] * layout.page_bytes());
+    CHECK(write.local[0].bytes == write.remote[0].bytes);
+    pages.push_back(write.local[0].bytes / layout.page_bytes());
+    next += pages.back();
+  }
+  CHECK(pages == std::vector<std::uint64_t>{16, 4, 16, 4});
 }
 
 TEST_CASE("write plan: each destination byte once, whatever the groups and chunks") {
