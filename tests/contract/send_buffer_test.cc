@@ -73,6 +73,7 @@ TEST_CASE("send buffer: of the connection to the peer alone, and of none by a st
   CHECK(ofi::shorten_send_buffers(FabricAddress(64, '\x2a')) == 0);
   CHECK(ofi::shorten_send_buffers(one.peer().substr(0, 3)) == 0);
   CHECK(count_short() == 0);
+  CHECK(ofi::may_shorten_send_buffers() == may_shorten());
   const std::size_t shortened = ofi::shorten_send_buffers(one.peer());
   if (!may_shorten()) {
     CHECK(shortened == 0);

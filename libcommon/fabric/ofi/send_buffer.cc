@@ -59,8 +59,10 @@ bool set_buffer(int socket) {
          getsockopt(socket, SOL_SOCKET, SO_SNDBUF, &got, &bytes) == 0 && got == kBbrSendBuffer;
 }
 
+}  // namespace
+
 // Tried on a socket of its own: the limit's file is not in every network namespace.
-bool may_set_buffer() {
+bool may_shorten_send_buffers() {
   const int socket = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (socket < 0) return false;
   const bool may = set_buffer(socket);
@@ -68,11 +70,9 @@ bool may_set_buffer() {
   return may;
 }
 
-}  // namespace
-
 std::size_t shorten_send_buffers(const FabricAddress& peer) {
   const std::string place = place_of(peer.data(), peer.size());
-  if (place.empty() || !may_set_buffer()) return 0;
+  if (place.empty() || !may_shorten_send_buffers()) return 0;
   std::size_t count = 0;
   std::error_code error;
   std::filesystem::directory_iterator entry("/proc/self/fd", error);

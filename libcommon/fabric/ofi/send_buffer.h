@@ -22,10 +22,12 @@ namespace kvd::fabric::ofi {
 constexpr int kBbrSendBuffer = 1 << 20;
 constexpr std::chrono::microseconds kShortRoundTrip{20};
 
+// Whether net.core.wmem_max allows such a buffer. One of 416 KiB is worse than the long one.
+bool may_shorten_send_buffers();
+
 // Goes through the process's descriptors, some system calls each: not for every write.
 // Every TCP socket of this process that is connected to `peer` (a socket address) and has a short
-// round trip: returns how many. None where net.core.wmem_max allows no such buffer: one of 416 KiB
-// is worse than the long one.
+// round trip: returns how many. None where that may not be.
 std::size_t shorten_send_buffers(const FabricAddress& peer);
 
 }  // namespace kvd::fabric::ofi
