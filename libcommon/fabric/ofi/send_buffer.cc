@@ -70,9 +70,21 @@ bool may_shorten_send_buffers() {
   return may;
 }
 
+bool is_loopback(const FabricAddress& address) {
+  sockaddr_storage any{};
+  std::memcpy(&any, address.data(), std::min(address.size(), sizeof any));
+  if (any.ss_family == AF_INET) {
+    return ntohl(reinterpret_cast<const sockaddr_in*>(&any)->sin_addr.s_addr) >> 24 ==
+           IN_LOOPBACKNET;
+  }
+  return any.ss_family == AF_INET6 &&
+         IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6*>(&any)->sin6_addr);
+}
+
 std::size_t shorten_send_buffers(const FabricAddress& peer) {
   const std::string place = place_of(peer.data(), peer.size());
   if (place.empty() || !may_shorten_send_buffers()) return 0;
+  const bool loopback = is_loopback(peer);
   std::size_t count = 0;
   std::error_code error;
   std::filesystem::directory_iterator entry("/proc/self/fd", error);
@@ -80,7 +92,8 @@ std::size_t shorten_send_buffers(const FabricAddress& peer) {
     const std::string name = entry->path().filename().string();
     int fd = -1;
     std::from_chars(name.data(), name.data() + name.size(), fd);
-    if (is_connected_to(fd, place) && has_short_round_trip(fd) && set_buffer(fd)) ++count;
+    if (!is_connected_to(fd, place)) continue;
+    if ((loopback || has_short_round_trip(fd)) && set_buffer(fd)) ++count;
   }
   return count;
 }

@@ -138,7 +138,7 @@ constexpr Check kChecks[] = {
      "widen net.ipv4.ip_local_port_range, and keep connections open", check_ports},
 
     {"tcp-congestion", "TCP's congestion control suits fast networks",
-     "bbr paces transfers within a host, and short ones between hosts",
+     "bbr paces short transfers, and long writes between network namespaces of a host",
      "sysctl -w net.ipv4.tcp_congestion_control=cubic", check_tcp_congestion},
     {"tcp-buffers", "TCP buffers hold what is in flight",
      "writes wait for the window: bandwidth falls with distance",
