@@ -72,7 +72,7 @@ TEST_CASE("providers: tcp and rxm promise what was measured, and no more") {
   std::string congestion;
   file >> congestion;
   CHECK(what.max_write_bytes == 4u << 20);
-  // bbr holds long writes up but on the loopback with short send buffers.
+  // bbr holds long writes up, except on the loopback with short send buffers.
   const bool bbr = congestion.starts_with("bbr");
   const auto best = [&](bool loopback) {
     const bool long_ones = !bbr || (loopback && ofi::may_shorten_send_buffers());
