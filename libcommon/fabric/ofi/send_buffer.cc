@@ -42,12 +42,12 @@ bool is_connected_to(int socket, const std::string& place) {
          place_of(&any, bytes) == place;
 }
 
-bool has_short_round_trip(int socket) {
+bool is_faster_than(int socket, std::chrono::microseconds round_trip) {
   tcp_info info{};
   socklen_t bytes = sizeof info;
   constexpr socklen_t kNeeded = offsetof(tcp_info, tcpi_min_rtt) + sizeof info.tcpi_min_rtt;
   return getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &bytes) == 0 && bytes >= kNeeded &&
-         std::chrono::microseconds(info.tcpi_min_rtt) < kShortRoundTrip;
+         std::chrono::microseconds(info.tcpi_min_rtt) < round_trip;
 }
 
 constexpr int kAsked = kBbrSendBuffer / 2;  // Linux doubles it
@@ -81,7 +81,7 @@ bool is_loopback(const FabricAddress& address) {
          IN6_IS_ADDR_LOOPBACK(&reinterpret_cast<const sockaddr_in6*>(&any)->sin6_addr);
 }
 
-std::size_t shorten_send_buffers(const FabricAddress& peer) {
+std::size_t shorten_send_buffers(const FabricAddress& peer, std::chrono::microseconds round_trip) {
   const std::string place = place_of(peer.data(), peer.size());
   if (place.empty() || !may_shorten_send_buffers()) return 0;
   const bool loopback = is_loopback(peer);
@@ -93,7 +93,7 @@ std::size_t shorten_send_buffers(const FabricAddress& peer) {
     int fd = -1;
     std::from_chars(name.data(), name.data() + name.size(), fd);
     if (!is_connected_to(fd, place)) continue;
-    if ((loopback || has_short_round_trip(fd)) && set_buffer(fd)) ++count;
+    if ((loopback || is_faster_than(fd, round_trip)) && set_buffer(fd)) ++count;
   }
   return count;
 }

@@ -30,8 +30,9 @@ bool may_shorten_send_buffers();
 bool is_loopback(const FabricAddress& address);
 
 // Shortens those of the TCP sockets of this process that are connected to `peer` (a socket address)
-// and on the loopback or with a short round trip: returns how many, 0 where it may not be. Goes
-// through the process's descriptors, some system calls each: not for every write.
-std::size_t shorten_send_buffers(const FabricAddress& peer);
+// and on the loopback or with a fastest round trip below `round_trip`: returns how many, 0 where it
+// may not be. Goes through the process's descriptors, some system calls each: not for every write.
+std::size_t shorten_send_buffers(const FabricAddress& peer,
+                                 std::chrono::microseconds round_trip = kShortRoundTrip);
 
 }  // namespace kvd::fabric::ofi
