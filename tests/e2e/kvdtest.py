@@ -111,6 +111,13 @@ class Daemon:
     def pages(self, state):
         return self.metrics().get('kvd_pages{state="%s"}' % state, -1)
 
+    def wait_for_workers(self, prefills, decodes):
+        """Of a router: it is healthy with the first of each, and the others join when their answers come."""
+        for role, count in (("prefill", prefills), ("decode", decodes)):
+            name = 'kvd_router_workers{role="%s",state="ready"}' % role
+            wait_until("the router has %d %ss" % (count, role),
+                       lambda: self.metrics().get(name, 0) == count)  # noqa: B023 - called before the next
+
 
 @contextlib.contextmanager
 def cluster():

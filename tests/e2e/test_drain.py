@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 
-from kvdtest import BIN, WORKER, Stream, check, cluster, complete, request, wait_until
+from kvdtest import BIN, WORKER, Stream, check, cluster, complete, wait_until
 
 # 5 ms a step: a stream of 100 tokens lasts half a second.
 MOCK = (*WORKER, "--provider", "tcp", "--engine", "mock", "--shape", "tiny", "--mock-compute", "5000", "--kv-memory", "16MiB")
@@ -37,7 +37,7 @@ def main():
         decode = start("kvd-decode", *MOCK, "--prefill", prefill.control)
         route = start("kvd-route", "serve", "--http", "127.0.0.1:0", "--prefill", prefill.control, "--decode",
                       decode.control)
-        wait_until("the router is healthy", lambda: request(route.http + "/health")[0] == 200)
+        route.wait_for_workers(prefills=1, decodes=1)
         drained_in_mid_stream(route.http, lambda: route.signal(signal.SIGTERM), [route], want)
         print("router drained by SIGTERM in mid-stream: whole")
 

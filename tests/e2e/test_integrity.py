@@ -61,7 +61,7 @@ def always(start, kind, digest):
     check(refused(decode) == 2, "%d attempts" % refused(decode))
     route = start("kvd-route", "serve", "--http", "127.0.0.1:0", "--listen", "127.0.0.1:0", "--prefill",
                   prefill.control, "--decode", decode.control)
-    wait_until("the router is healthy", lambda: request(route.http + "/health")[0] == 200)
+    route.wait_for_workers(prefills=1, decodes=1)
     for name, prefills in (("named", ["--prefill", prefill.control]), ("decode's choice", [])):
         before = refused(decode)
         done = run_in(None, BIN / "kvd-route", "generate", "--json", "--max-tokens", 3, "--decode",
@@ -84,7 +84,7 @@ def another_pair(start, want):
     decode = start("kvd-decode", *MOCK, *lists)
     route = start("kvd-route", "serve", "--http", "127.0.0.1:0", "--listen", "127.0.0.1:0", *lists,
                   "--decode", decode.control)
-    wait_until("the router is healthy", lambda: request(route.http + "/health")[0] == 200)
+    route.wait_for_workers(prefills=2, decodes=1)
     for base in (decode.http, route.http):
         before = injected(bad)
 

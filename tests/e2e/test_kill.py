@@ -94,7 +94,7 @@ def kill_decode_behind_router(start, want):
     decodes = [start("kvd-decode", *MOCK, "--prefill", prefill.control) for _ in range(2)]
     route = start("kvd-route", "serve", "--http", "127.0.0.1:0", "--prefill", prefill.control,
                   *(x for d in decodes for x in ("--decode", d.control)))
-    wait_until("the router is healthy", lambda: request(route.http + "/health")[0] == 200)
+    route.wait_for_workers(prefills=1, decodes=2)
     complete(route.http, prompt="warm", max_tokens=1)
     asked = Asked(route.http, prompt=PROMPT, max_tokens=MAX_TOKENS, temperature=0)
     wait_until("a decode holds pages", lambda: any(computing(d)() for d in decodes))
@@ -132,7 +132,7 @@ def kill_router(start, prefill):
     decode = start("kvd-decode", *MOCK, "--prefill", prefill.control)
     route = start("kvd-route", "serve", "--http", "127.0.0.1:0", "--prefill", prefill.control, "--decode",
                   decode.control)
-    wait_until("the router is healthy", lambda: request(route.http + "/health")[0] == 200)
+    route.wait_for_workers(prefills=1, decodes=1)
     asked = Asked(route.http, prompt=PROMPT, max_tokens=2000, temperature=0)
     wait_until("decode holds pages", computing(decode))
     killed = time.monotonic()
@@ -150,7 +150,7 @@ def kill_prefill_standalone(start, want):
     decode = start("kvd-decode", *MOCK, *(x for p in prefills for x in ("--prefill", p.control)))
     lists = (*(x for p in prefills for x in ("--prefill", p.control)), "--decode", decode.control)
     route = start("kvd-route", "serve", "--http", "127.0.0.1:0", "--flow", "standalone", *lists)
-    wait_until("the router is healthy", lambda: request(route.http + "/health")[0] == 200)
+    route.wait_for_workers(prefills=2, decodes=1)
     complete(route.http, prompt="warm", max_tokens=1)
     asked = [Asked(route.http, prompt=PROMPT, max_tokens=MAX_TOKENS, temperature=0, n=2) for _ in range(4)]
     wait_until("both prefills compute", lambda: all(computing(p)() for p in prefills))

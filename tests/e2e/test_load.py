@@ -111,7 +111,7 @@ def run(kind, n, concurrency, provider, start, common, requests, want):
     decode = start("kvd-decode", *common, "--provider", provider, "--prefill", prefill.control)
     route = start("kvd-route", "serve", "--http", "127.0.0.1:0", "--prefill", prefill.control, "--decode",
                   decode.control)
-    wait_until("the router is healthy", lambda: request(route.http + "/health")[0] == 200)
+    route.wait_for_workers(prefills=1, decodes=1)
     daemons = (prefill, decode, route)
     wrong, left = [], 0
     # prefill grows by 7 % in its first 5,000 rooms, and then no more: a long run begins to compare there.

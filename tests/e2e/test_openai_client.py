@@ -9,7 +9,7 @@ import subprocess
 import sys
 import venv
 
-from kvdtest import WORKER, check, cluster, model_path, request, skip, wait_until
+from kvdtest import WORKER, check, cluster, model_path, skip
 
 CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "kvd" / "openai-venv"
 
@@ -66,7 +66,7 @@ def main():
         for flow in ("decode-first", "standalone"):
             route = start("kvd-route", "serve", "--http", "127.0.0.1:0", "--flow", flow, "--prefill",
                           prefill.control, "--decode", decode.control)
-            wait_until("the router is healthy", lambda r=route: request(r.http + "/health")[0] == 200)
+            route.wait_for_workers(prefills=1, decodes=1)
             done = subprocess.run([python, "-c", CLIENT, route.http])
             check(done.returncode == 0, "the client failed in flow " + flow)
 
