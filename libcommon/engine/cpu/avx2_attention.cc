@@ -17,15 +17,14 @@ constexpr float kNothing = -__builtin_inff();
 KVD_INLINE std::uint32_t least(std::uint32_t a, std::uint32_t b) { return a < b ? a : b; }
 
 // `count` token rows of a block to floats, even elements of each 16 first. Asks for the same rows
-// of the next block where there are any up to `last`: pages of a decode step are far from the
-// cache.
+// of the next block.
 void widen(const KvView& kv, std::size_t offset, std::uint32_t first, std::uint32_t count,
-           std::uint32_t last, float* out) {
+           float* out) {
   const __m256i upper = _mm256_set1_epi32(static_cast<int>(0xFFFF0000U));
   for (std::uint32_t j = 0; j < count; ++j) {
     const std::uint32_t token = first + j;
     const std::byte* row = token_at(kv, offset, token);
-    if (token + kKvBlock <= last) {
+    if (token + kKvBlock < kv.end) {
       const auto* next = reinterpret_cast<const char*>(token_at(kv, offset, token + kKvBlock));
       for (std::uint32_t i = 0; i < kv.head_dim * 2; i += 64) _mm_prefetch(next + i, _MM_HINT_T1);
     }
@@ -194,8 +193,8 @@ void attend_block(const KvView& kv, std::uint32_t block, const Queries& queries,
   const std::uint32_t count = least(kKvBlock, last - first + 1);
   auto* keys = reinterpret_cast<float*>(scratch);
   float* values = keys + std::size_t{kKvBlock} * kv.head_dim;
-  widen(kv, kv.key_offset, first, count, last, keys);
-  widen(kv, kv.value_offset, first, count, last, values);
+  widen(kv, kv.key_offset, first, count, keys);
+  widen(kv, kv.value_offset, first, count, values);
   // Keys are taken four at a time: what pads the last four must be numbers.
   float* const end = keys + std::size_t{(count + 3) / 4 * 4} * kv.head_dim;
   for (float* k = keys + std::size_t{count} * kv.head_dim; k < end; ++k) *k = 0;

@@ -15,9 +15,6 @@ namespace {
 
 constexpr std::uint32_t kTile = 6;                // query rows
 constexpr std::uint32_t kScores = kKvBlock / 16;  // registers of a row's scores
-constexpr std::uint32_t kRun = 16;                // tokens read at a time
-// Runs asked for before they are read.
-constexpr std::uint32_t kAhead = 4;
 
 // 16 x 16 words: column i of the rows becomes r[i].
 KVD_INLINE void transpose(__m512i (&r)[16]) {
@@ -50,15 +47,27 @@ KVD_INLINE void transpose(__m512i (&r)[16]) {
   }
 }
 
-// Dims [2p, 2p + 32) of the keys of 16 tokens from `from` on: pair p + i of each token to r[i].
-// Zero beyond the first `tokens` and beyond the head.
-KVD_INLINE void load_keys(const std::byte* from, std::uint32_t tokens, std::uint32_t pairs,
+// Tokens where they lie, and those that are asked for meanwhile: as many, a block later.
+struct Run {
+  const std::byte* from;
+  const std::byte* next;
+
+  KVD_MEMBER void ask_for(std::size_t offset) const {
+    _mm_prefetch(reinterpret_cast<const char*>(next + offset), _MM_HINT_T0);
+  }
+};
+
+// Dims [2p, 2p + 32) of the keys of 16 tokens: pair p + i of each token to r[i]. Zero beyond the
+// first `tokens` and beyond the head.
+KVD_INLINE void load_keys(const Run& run, std::uint32_t tokens, std::uint32_t pairs,
                           std::uint32_t p, __m512i (&r)[16]) {
   const __mmask16 lanes = first_lanes(pairs - p);
 #pragma GCC unroll 16
   for (std::uint32_t i = 0; i < 16; ++i) {
     const __mmask16 there = i < tokens ? lanes : __mmask16{0};
-    r[i] = _mm512_maskz_loadu_epi32(there, from + (std::size_t{i} * pairs + p) * 4);
+    const std::size_t offset = (std::size_t{i} * pairs + p) * 4;
+    run.ask_for(offset);
+    r[i] = _mm512_maskz_loadu_epi32(there, run.from + offset);
   }
   transpose(r);
 }
@@ -78,42 +87,28 @@ KVD_INLINE __m512 dot(__m512 sum, __m512i pairs, __m512i with) {
   return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(pairs), reinterpret_cast<__m512bh>(with));
 }
 
-// Keys and values of tokens [first, first + count) of a sequence where they lie; `last` is its last
-// token.
+// Keys and values of tokens [first, first + count) of a sequence where they lie.
 struct InPages {
   const KvView& kv;
-  std::uint32_t first, count, last;
+  std::uint32_t first, count;
 
-  // A block is read in runs of up to 16 tokens, first the keys', then as many of values.
-  KVD_MEMBER std::uint32_t runs() const { return (count + kRun - 1) / kRun; }
-  // Asks for a run of it, or of the next block: pages of a decode step are far from the cache.
-  KVD_MEMBER void ask_for(std::uint32_t run) const {
-    const bool next = run >= 2 * runs();
-    if (next) run -= 2 * runs();
-    const bool value = run >= runs();
-    const std::uint32_t token = first + (next ? kKvBlock : 0) + (value ? run - runs() : run) * kRun;
-    if (token > last) return;
-    const auto* at =
-        reinterpret_cast<const char*>(token_at(kv, value ? kv.value_offset : kv.key_offset, token));
-    const std::size_t bytes = std::size_t{kRun} * kv.head_dim * 2;
-    for (std::size_t i = 0; i < bytes; i += 64) _mm_prefetch(at + i, _MM_HINT_T1);
+  // Tokens from the block's `at` on.
+  KVD_MEMBER Run run(std::size_t offset, std::uint32_t at) const {
+    const std::uint32_t token = first + at, next = token + kKvBlock;
+    return {token_at(kv, offset, token), token_at(kv, offset, next < kv.end ? next : token)};
   }
-  // The keys of 16 tokens from the block's token `at` on.
-  KVD_MEMBER const std::byte* keys(std::uint32_t at) const {
-    ask_for(at / kRun + kAhead);
-    return token_at(kv, kv.key_offset, first + at);
-  }
+  KVD_MEMBER Run keys(std::uint32_t at) const { return run(kv.key_offset, at); }
   template <std::uint32_t T>
   KVD_MEMBER void score(const std::uint32_t* const (&query)[T],
                         __m512 (&scores)[T][kScores]) const {
     const std::uint32_t pairs = kv.head_dim / 2;
     for (std::uint32_t j = 0; j < count; j += 16) {
-      const std::byte* from = keys(j);
+      const Run run = keys(j);
       __m512 sums[T];
       for (std::uint32_t t = 0; t < T; ++t) sums[t] = _mm512_setzero_ps();
       for (std::uint32_t p = 0; p < pairs; p += 16) {
         __m512i r[16];
-        load_keys(from, least(16, count - j), pairs, p, r);
+        load_keys(run, least(16, count - j), pairs, p, r);
 #pragma GCC unroll 16
         for (std::uint32_t i = 0; i < 16; ++i) {
           if (p + i >= pairs) break;
@@ -126,18 +121,21 @@ struct InPages {
     }
   }
   struct Values {
-    const std::byte* from;
+    Run run;
     std::uint32_t head_dim, tokens;
     KVD_MEMBER __m512i operator()(std::uint32_t pair, std::uint32_t dim) const {
-      return load_values(from + (std::size_t{pair} * 2 * head_dim + dim) * 2, head_dim,
-                         2 * pair + 1 < tokens);
+      const std::size_t offset = (std::size_t{pair} * 2 * head_dim + dim) * 2;
+      if (dim % 32 == 0) {
+        run.ask_for(offset);
+        run.ask_for(offset + std::size_t{head_dim} * 2);
+      }
+      return load_values(run.from + offset, head_dim, 2 * pair + 1 < tokens);
     }
   };
   // Of the eight pairs of tokens from `pair` on.
   KVD_MEMBER Values values(std::uint32_t pair) const {
     const std::uint32_t at = 2 * pair;
-    ask_for(runs() + at / kRun + kAhead);
-    return {token_at(kv, kv.value_offset, first + at), kv.head_dim, count - at};
+    return {run(kv.value_offset, at), kv.head_dim, count - at};
   }
 };
 
@@ -153,10 +151,10 @@ struct Arranged {
         head_dim(block.kv.head_dim) {
     const std::uint32_t pairs = head_dim / 2;
     for (std::uint32_t j = 0; j < block.count; j += 16) {
-      const std::byte* from = block.keys(j);
+      const Run run = block.keys(j);
       for (std::uint32_t p = 0; p < pairs; p += 16) {
         __m512i r[16];
-        load_keys(from, least(16, block.count - j), pairs, p, r);
+        load_keys(run, least(16, block.count - j), pairs, p, r);
         std::uint32_t* to = keys + std::size_t{p} * kKvBlock + j;
 #pragma GCC unroll 16
         for (std::uint32_t i = 0; i < 16; ++i) {
@@ -306,9 +304,8 @@ void attend_block(const KvView& kv, std::uint32_t block, const Queries& queries,
                   std::uint32_t first_row, float* partials, std::byte* scratch) {
   const std::uint32_t first = block * kKvBlock;
   const std::uint32_t last = queries.position + (queries.rows - 1) / queries.group;
-  const InPages there{kv, first, least(kKvBlock, last - first + 1), last};
+  const InPages there{kv, first, least(kKvBlock, last - first + 1)};
   const std::uint32_t rows = queries.rows - first_row;
-  for (std::uint32_t run = 0; run < kAhead; ++run) there.ask_for(run);
   if (rows <= kTile) {
     return tile_of<InPages>(rows, kWidths)(there, first, kv.head_dim, queries, first_row, partials);
   }

@@ -46,7 +46,8 @@ class Rig {
             0,
             side,
             shape_.page_size,
-            shape_.head_dim};
+            shape_.head_dim,
+            tokens_};
   }
   // Attention of one query, scaled already, over tokens 0..last.
   std::vector<double> expect(const float* query, std::uint32_t last) {
