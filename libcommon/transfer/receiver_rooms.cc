@@ -309,7 +309,9 @@ Status KvReceiver::Impl::send_open(ReceiverRoom* room) {
         static_cast<std::uint64_t>((request.deadline - room->opened).count() / 1'000'000);
   }
   if (!request.room && slot_line_.empty()) room->slot = slots_.lease(room->key);
+  keep_moving(*room);
   if (room->slot) open.allocate = offer(room);
+  keep_moving(*room);
   open.prompt = std::move(request.prompt);  // a long one is not copied
   send(link, request.room, open);
   request.prompt = std::move(open.prompt);
@@ -319,6 +321,15 @@ Status KvReceiver::Impl::send_open(ReceiverRoom* room) {
   }
   if (room->slot) expose(room);
   return {};
+}
+
+void KvReceiver::Impl::keep_moving(const ReceiverRoom& room) {
+  // Tokens: 10 to 20 us a part. (131,072 in pages of 4 KiB: their marks 50 us, their message 70.)
+  constexpr std::size_t kLong = 32768;
+  if (room.request.prompt.size() < kLong) return;
+  for (auto& [address, link] : links_) {
+    if (link->endpoint != nullptr) link->endpoint->keep_moving();
+  }
 }
 
 // What the peer is told of the room's pages and slot. The pages are marked before it can know them.

@@ -2,6 +2,7 @@
 #include <poll.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <thread>
 
@@ -65,6 +66,37 @@ TEST_CASE(
     REQUIRE(link.until([&] { return link.seen.size() == round; }));
     CHECK(link.seen.back().data == round);
   }
+}
+
+TEST_CASE("contract: a target that only keeps moving takes the bytes, and reaps nothing") {
+  const std::string provider = GENERATE(from_range(present()));
+  INFO(provider);
+  auto world = make_world(provider);
+  constexpr std::size_t kBytes = 1 << 20;
+  Link link(world.get(), kBytes);
+  if (!link.capabilities().remote_cq_data) return;
+  REQUIRE(link.post(pattern(64, 1), 0, 1, true, 1).ok());
+  REQUIRE(link.until([&] { return link.completed(1) && link.seen.size() == 1; }));
+  for (std::uint64_t round = 2; round <= 10; ++round) {
+    const Bytes source = pattern(kBytes, round);
+    REQUIRE(link.post(source, 0, round, true, round).ok());
+    std::array<Completion, 8> reaped;
+    const auto step = [&] {
+      const std::size_t count = link.sender->poll(reaped);
+      link.done.insert(link.done.end(), reaped.begin(), reaped.begin() + count);
+      link.receiver->keep_moving();
+    };
+    // Where the bytes come by themselves, or in poll() alone, it has nothing to do.
+    if (looks_for_data(link.capabilities()) > 1) {
+      REQUIRE(run_until(*world, step, [&] { return link.memory == source; }));
+    }
+    for (int i = 0; i < 10; ++i) step();
+    CHECK(link.seen.size() == round - 1);
+    REQUIRE(link.until([&] { return link.seen.size() == round && link.completed(round); }));
+    CHECK(link.seen.back().data == round);
+    CHECK(link.memory == source);
+  }
+  CHECK(link.failed() == 0);
 }
 
 TEST_CASE("contract: an event loop that only waits on descriptors misses nothing") {

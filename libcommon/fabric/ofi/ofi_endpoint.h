@@ -30,6 +30,7 @@ class OfiEndpoint final : public Endpoint {
   Status read(PeerHandle peer, std::byte* into, const RemotePiece& from,
               std::uint64_t context) override;
   std::size_t poll(std::span<Completion> out) override;
+  void keep_moving() override;
   int wait_fd() const override { return wait_fd_; }
   bool may_wait() override;
 
