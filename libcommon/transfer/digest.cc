@@ -141,14 +141,16 @@ std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<cons
 }
 
 void mark_pages(const kv::PagePool& pool, std::span<const PageIndex> pages, std::uint64_t tokens,
-                std::uint64_t nonce) {
+                std::uint64_t nonce, const std::function<void()>& between) {
   const kv::KvLayout& layout = pool.layout();
   const std::vector<PageUnit> units = page_units(layout);
+  const bool many = pages.size() * units.size() >= kMarksAtOnce;
   std::uint64_t number = 0;
   for (std::size_t i = 0; i < pages.size(); ++i) {
     std::byte* page = pool.page(pages[i]);
     const std::uint64_t used = tokens - std::min(tokens, i * std::uint64_t{layout.page_size});
     for (const PageUnit& unit : units) {
+      if (many && number % kMarksAtOnce == 0) between();
       const std::uint64_t mark = counter_random(nonce, kMarkStream, number++);
       std::array<std::uint64_t, kLineBytes / sizeof mark> line;
       line.fill(mark);

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <span>
@@ -59,8 +60,10 @@ std::uint64_t last_line(const kv::KvLayout& layout, const PageUnit& unit, std::u
 // Marks `pages` before a peer may write them: fills the last line of each unit with bytes drawn
 // from `nonce`, so that a write that is lost is seen even where the page held the very bytes before
 // (V of the first layer depends on its token alone).
+// Where they are many calls `between` before each kMarksAtOnce units, which take some 25 us.
+constexpr std::uint64_t kMarksAtOnce = 2048;
 void mark_pages(const kv::PagePool& pool, std::span<const PageIndex> pages, std::uint64_t tokens,
-                std::uint64_t nonce);
+                std::uint64_t nonce, const std::function<void()>& between);
 
 std::string_view to_string(Digest mode);
 std::optional<Digest> parse_digest(std::string_view text);

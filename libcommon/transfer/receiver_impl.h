@@ -134,8 +134,8 @@ struct KvReceiver::Impl {
   void on_room_done(ReceiverLink* link, const control::Received& received);
   void on_record(ReceiverLink* link, std::uint32_t slot, std::uint32_t generation);
   Status check_record(ReceiverRoom* room);
-  // Between two parts of what takes long for a room: the others' bytes go on coming.
-  void keep_moving(const ReceiverRoom& room);
+  // Between two parts of what takes long for a room: other rooms' bytes go on coming.
+  void keep_moving();
   ReceiverRoom* find(RoomKey key);
   ReceiverRoom* find_on(ReceiverLink* link, RoomId room);
   void apply(ReceiverRoom* room, room::Event event);

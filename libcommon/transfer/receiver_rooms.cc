@@ -309,9 +309,9 @@ Status KvReceiver::Impl::send_open(ReceiverRoom* room) {
         static_cast<std::uint64_t>((request.deadline - room->opened).count() / 1'000'000);
   }
   if (!request.room && slot_line_.empty()) room->slot = slots_.lease(room->key);
-  keep_moving(*room);
   if (room->slot) open.allocate = offer(room);
-  keep_moving(*room);
+  constexpr std::size_t kLongPrompt = 32768;  // tokens, whose message takes 20 us
+  if (request.prompt.size() >= kLongPrompt) keep_moving();
   open.prompt = std::move(request.prompt);  // a long one is not copied
   send(link, request.room, open);
   request.prompt = std::move(open.prompt);
@@ -323,12 +323,9 @@ Status KvReceiver::Impl::send_open(ReceiverRoom* room) {
   return {};
 }
 
-void KvReceiver::Impl::keep_moving(const ReceiverRoom& room) {
-  // Tokens: 10 to 20 us a part. (131,072 in pages of 4 KiB: their marks 50 us, their message 70.)
-  constexpr std::size_t kLong = 32768;
-  if (room.request.prompt.size() < kLong) return;
+void KvReceiver::Impl::keep_moving() {
   for (auto& [address, link] : links_) {
-    if (link->endpoint != nullptr) link->endpoint->keep_moving();
+    if (link->endpoint != nullptr && !link->rooms.empty()) link->endpoint->keep_moving();
   }
 }
 
@@ -337,7 +334,7 @@ proto::Allocate KvReceiver::Impl::offer(ReceiverRoom* room) {
   const std::uint32_t count = pool_->layout().pages_for(room->request.prompt.size());
   const std::span<const PageIndex> pages = pool_->pages(room->request.lease).first(count);
   if (options_.digest == Digest::kSample && !room->exposed) {
-    mark_pages(*pool_, pages, room->request.prompt.size(), rng_->next());
+    mark_pages(*pool_, pages, room->request.prompt.size(), rng_->next(), [this] { keep_moving(); });
   }
   proto::Allocate allocate;
   for (const kv::PageRun& run : kv::to_runs(pages)) {

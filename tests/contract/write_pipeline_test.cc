@@ -43,6 +43,7 @@ class Watched final : public Endpoint {
     }
     return count;
   }
+  void keep_moving() override { inner_->keep_moving(); }
   int wait_fd() const override { return inner_->wait_fd(); }
   bool may_wait() override { return inner_->may_wait(); }
 

@@ -47,7 +47,8 @@ KVD_INLINE void transpose(__m512i (&r)[16]) {
   }
 }
 
-// Tokens where they lie, and those that are asked for meanwhile: as many, a block later.
+// Tokens where they lie, and those that are asked for meanwhile: as many, a block later, or these
+// again where the task ends before.
 struct Run {
   const std::byte* from;
   const std::byte* next;

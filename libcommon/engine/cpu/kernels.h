@@ -51,7 +51,7 @@ struct KvView {
   std::size_t value_offset = 0;  // the same
   std::uint32_t page_size = 0;   // tokens, a multiple of 32
   std::uint32_t head_dim = 0;
-  // Of the tokens before this one, a block asks for its next one's: pages are far from the cache.
+  // A block asks for the next block's tokens, those before this one: pages are far from the cache.
   std::uint32_t end = 0;
 };
 

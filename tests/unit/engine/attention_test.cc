@@ -21,7 +21,7 @@ class Rig {
  public:
   Rig(Shape shape, std::uint32_t tokens, std::uint64_t seed) : shape_(shape), tokens_(tokens) {
     Rng rng(seed);
-    const std::uint32_t page_count = tokens / shape.page_size + 1;
+    const std::uint32_t page_count = (tokens + shape.page_size - 1) / shape.page_size;
     const std::size_t side = std::size_t{shape.page_size} * shape.head_dim;
     // NaN in every place that no token has.
     pool_.assign(page_count * side * 2, 0x7FC1);

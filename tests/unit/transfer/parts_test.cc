@@ -237,6 +237,21 @@ TEST_CASE("digest: sample sees every stream that was cut, wherever it was cut") 
   }
 }
 
+TEST_CASE("digest: who marks many units is let go in between, who marks few is not") {
+  const auto layout = layout_of(2, 2, 8);
+  const std::uint32_t units = static_cast<std::uint32_t>(page_units(layout).size());
+  const std::uint32_t few = static_cast<std::uint32_t>((kMarksAtOnce - 1) / units);
+  for (const auto& [count, want] : {std::pair{few, 0U}, {few + 1, 1U}, {2 * (few + 1) + 1, 3U}}) {
+    TestPool pool(layout, count);
+    std::vector<PageIndex> pages(count);
+    std::iota(pages.begin(), pages.end(), PageIndex{0});
+    std::uint32_t let_go = 0;
+    mark_pages(pool.pool, pages, std::uint64_t{count} * layout.page_size, 5, [&] { ++let_go; });
+    CAPTURE(count, units);
+    CHECK(let_go == want);
+  }
+}
+
 TEST_CASE("digest: a write that is lost is seen even where the page held the same bytes before") {
   const auto layout = GENERATE(layout_of(8, 8, 64), layout_of(2, 2, 8));
   const auto tokens = GENERATE(64u, 40u);
@@ -248,7 +263,7 @@ TEST_CASE("digest: a write that is lost is seen even where the page held the sam
   const RoomId room{3};
   const std::uint64_t want = digest_pages(Digest::kSample, source.pool, pages, tokens, room);
   REQUIRE(digest_pages(Digest::kSample, decode.pool, pages, tokens, room) == want);
-  mark_pages(decode.pool, pages, tokens, 99);
+  mark_pages(decode.pool, pages, tokens, 99, [] {});
   for (const PageIndex page : pages) {
     for (const PageUnit& unit : page_units(layout)) {
       // All units land but this one.
