@@ -115,7 +115,7 @@ class Daemon:
         """Of a router: it is healthy with the first of each, and the others join when their answers come."""
         for role, count in (("prefill", prefills), ("decode", decodes)):
             name = 'kvd_router_workers{role="%s",state="ready"}' % role
-            wait_until("the router has %d %ss" % (count, role),
+            wait_until("the router has %d ready, role %s" % (count, role),
                        lambda: self.metrics().get(name, 0) == count)  # noqa: B023 - called before the next
 
 

@@ -154,7 +154,6 @@ class LlamaModel final : public CpuModel {
   void rotate_and_store(Worker& worker, std::uint32_t layer);
   void rotate_queries(std::size_t row, std::uint32_t heads, float* query) const;
   void store_key_and_value(std::size_t row, std::uint32_t kv_head, std::uint32_t layer);
-  KvView view_of(const AttentionTask& task, std::uint32_t layer) const;
   void attend(Worker& worker, std::uint32_t layer);
   void attend_task(const AttentionTask& task, std::uint32_t layer, std::byte* scratch);
   void merge_row(const MergeTask& task);
@@ -390,17 +389,6 @@ void LlamaModel::store_key_and_value(std::size_t row, std::uint32_t kv_head, std
   attention_.to_bf16(value_.get() + from, dim, v);
 }
 
-KvView LlamaModel::view_of(const AttentionTask& task, std::uint32_t layer) const {
-  return {pool_base_,
-          task.pages,
-          layout_.page_bytes(),
-          layout_.offset(layer, false, task.kv_head, 0),
-          layout_.offset(layer, true, task.kv_head, 0),
-          layout_.page_size,
-          config_.head_dim,
-          std::min(task.block_end * kKvBlock, task.position + task.tokens)};
-}
-
 void LlamaModel::attend(Worker& worker, std::uint32_t layer) {
   const std::span<const AttentionTask> tasks = plan_.tasks();
   each(
@@ -417,7 +405,14 @@ void LlamaModel::attend(Worker& worker, std::uint32_t layer) {
 void LlamaModel::attend_task(const AttentionTask& task, std::uint32_t layer, std::byte* scratch) {
   const std::uint32_t dim = config_.head_dim, group = config_.group();
   const std::size_t stride = partial_stride(dim);
-  const KvView kv = view_of(task, layer);
+  const KvView kv{pool_base_,
+                  task.pages,
+                  layout_.page_bytes(),
+                  layout_.offset(layer, false, task.kv_head, 0),
+                  layout_.offset(layer, true, task.kv_head, 0),
+                  layout_.page_size,
+                  dim,
+                  std::min(task.block_end * kKvBlock, task.position + task.tokens)};
   const std::size_t q_width = std::size_t{config_.heads} * dim;
   const std::size_t head = std::size_t{task.kv_head} * group * dim;
   Queries queries{query_.get() + task.row * q_width + head, q_width, group, task.position,
