@@ -86,7 +86,7 @@ void tile_nibbles(const std::uint8_t* panel, std::size_t blocks, const Int8Rows<
                   float* sums) {
   const __m256i low = _mm256_set1_epi8(15);
   for (std::size_t b = 0; b < blocks; ++b) {
-    if constexpr (T == 1) ask_for_block<kType>(panel, b);
+    ask_for_block<kType>(panel, b);
     const std::uint8_t* block = panel + units_at(kType, b);
     __m256i acc[T][2];
     for (int t = 0; t < T; ++t) acc[t][0] = acc[t][1] = _mm256_setzero_si256();
@@ -173,7 +173,7 @@ template <int T, bool kOffsets>
 void tile_q8(const std::uint8_t* block, std::size_t blocks, const Int8Rows<T>& x, float* sums) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (std::size_t b = 0; b < blocks; ++b, block += kQ8BlockBytes) {
-    if constexpr (T == 1) ask_for(block, kQ8BlockBytes);
+    ask_for(block, kQ8BlockBytes);
     for (std::size_t h = 0; h < 2; ++h) {
       __m256i acc[T];
       for (int t = 0; t < T; ++t) acc[t] = _mm256_setzero_si256();

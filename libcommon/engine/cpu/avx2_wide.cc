@@ -45,7 +45,7 @@ KVD_INLINE void tile_q5(const std::uint8_t* block, std::size_t blocks, const Int
                         float* sums) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (std::size_t b = 0; b < blocks; ++b, block += kWideBlockBytes) {
-    if constexpr (T == 1) ask_for(block, kWideBlockBytes);
+    ask_for(block, kWideBlockBytes);
     __m256i first[T][2], second[T][2], first_all[2], second_all[2];
     half_block<PanelType::kQ5, T>(block, 0, b * kBlock, x, first, first_all);
     for (int t = 0; t < T; ++t) {
@@ -76,7 +76,7 @@ KVD_INLINE void tile_q6(const std::uint8_t* block, std::size_t blocks, const Int
                         float* sums) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (std::size_t b = 0; b < blocks; ++b, block += kWideBlockBytes) {
-    if constexpr (T == 1) ask_for(block, kWideBlockBytes);
+    ask_for(block, kWideBlockBytes);
     for (std::size_t half = 0; half < 2; ++half) {
       __m256i acc[T][2], all[2];
       half_block<PanelType::kQ6, T>(block, half, b * kBlock, x, acc, all);

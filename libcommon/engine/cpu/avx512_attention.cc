@@ -47,8 +47,8 @@ KVD_INLINE void transpose(__m512i (&r)[16]) {
   }
 }
 
-// Tokens where they lie, and those that are asked for meanwhile: as many, a block later, or these
-// again where the task ends before.
+// Keys or values of some tokens where they lie, and as many bytes that are asked for meanwhile,
+// line by line, in the order of memory: a processor reads ahead by itself then.
 struct Run {
   const std::byte* from;
   const std::byte* next;
@@ -66,9 +66,8 @@ KVD_INLINE void load_keys(const Run& run, std::uint32_t tokens, std::uint32_t pa
 #pragma GCC unroll 16
   for (std::uint32_t i = 0; i < 16; ++i) {
     const __mmask16 there = i < tokens ? lanes : __mmask16{0};
-    const std::size_t offset = (std::size_t{i} * pairs + p) * 4;
-    run.ask_for(offset);
-    r[i] = _mm512_maskz_loadu_epi32(there, run.from + offset);
+    if (p + i < pairs) run.ask_for(std::size_t{p + i} * 64);
+    r[i] = _mm512_maskz_loadu_epi32(there, run.from + (std::size_t{i} * pairs + p) * 4);
   }
   transpose(r);
 }
@@ -93,12 +92,10 @@ struct InPages {
   const KvView& kv;
   std::uint32_t first, count;
 
-  // Tokens from the block's `at` on.
-  KVD_MEMBER Run run(std::size_t offset, std::uint32_t at) const {
-    const std::uint32_t token = first + at, next = token + kKvBlock;
-    return {token_at(kv, offset, token), token_at(kv, offset, next < kv.end ? next : token)};
+  // Of the 16 tokens from the block's `at` on.
+  KVD_MEMBER Run keys(std::uint32_t at) const {
+    return {token_at(kv, kv.key_offset, first + at), read_after_keys(kv, first + at)};
   }
-  KVD_MEMBER Run keys(std::uint32_t at) const { return run(kv.key_offset, at); }
   template <std::uint32_t T>
   KVD_MEMBER void score(const std::uint32_t* const (&query)[T],
                         __m512 (&scores)[T][kScores]) const {
@@ -127,16 +124,18 @@ struct InPages {
     KVD_MEMBER __m512i operator()(std::uint32_t pair, std::uint32_t dim) const {
       const std::size_t offset = (std::size_t{pair} * 2 * head_dim + dim) * 2;
       if (dim % 32 == 0) {
-        run.ask_for(offset);
-        run.ask_for(offset + std::size_t{head_dim} * 2);
+        const std::size_t lines = (std::size_t{pair} * head_dim + dim) * 4;
+        run.ask_for(lines);
+        run.ask_for(lines + 64);
       }
       return load_values(run.from + offset, head_dim, 2 * pair + 1 < tokens);
     }
   };
   // Of the eight pairs of tokens from `pair` on.
   KVD_MEMBER Values values(std::uint32_t pair) const {
-    const std::uint32_t at = 2 * pair;
-    return {run(kv.value_offset, at), kv.head_dim, count - at};
+    const std::uint32_t at = 2 * pair, token = first + at;
+    const Run run{token_at(kv, kv.value_offset, token), read_after_values(kv, token)};
+    return {run, kv.head_dim, count - at};
   }
 };
 

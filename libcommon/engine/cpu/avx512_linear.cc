@@ -18,7 +18,6 @@ namespace {
 constexpr std::uint32_t kTile = 16;            // tokens at once
 constexpr std::uint32_t kFloatTile = 8;        // the same for float panels
 constexpr std::size_t kAtOnce = 4;             // tokens whose products alternate
-constexpr std::uint32_t kFewTokens = 4;        // up to so many, memory is what is waited for
 constexpr std::size_t kNearBytes = 384 << 10;  // of activations: stay in L2 while panels pass by
 
 // Every other block of kQ8 begins in the middle of a line.
@@ -256,7 +255,7 @@ void tile_quantized(const Tile& tile, __m512* out) {
 #pragma GCC unroll 2
     for (std::size_t i = 0; i < Together::kBlocks; ++i) {
       // Both of a pair asked for before its scales are read: 6 % slower.
-      if constexpr (T <= kFewTokens) ask_for_block<Block::kType>(tile.panel, first + i);
+      ask_for_block<Block::kType>(tile.panel, first + i);
       const Block block(tile.panel, first + i, together);
       constexpr std::size_t kWhole = T / kAtOnce * kAtOnce;
 #pragma GCC unroll 16

@@ -155,7 +155,10 @@ class LlamaModel final : public CpuModel {
   void rotate_queries(std::size_t row, std::uint32_t heads, float* query) const;
   void store_key_and_value(std::size_t row, std::uint32_t kv_head, std::uint32_t layer);
   void attend(Worker& worker, std::uint32_t layer);
-  void attend_task(const AttentionTask& task, std::uint32_t layer, std::byte* scratch);
+  // `next`: what the thread does then, if it is known.
+  void attend_task(const AttentionTask& task, const AttentionTask* next, std::uint32_t layer,
+                   std::byte* scratch);
+  KvView view_of(const AttentionTask& task, std::uint32_t layer) const;
   void merge_row(const MergeTask& task);
   Activations quantize_attended(Worker& worker);
   void multiply_gated(Worker& worker, const Activations& in, const LlamaLayer& layer);
@@ -392,7 +395,11 @@ void LlamaModel::store_key_and_value(std::size_t row, std::uint32_t kv_head, std
 void LlamaModel::attend(Worker& worker, std::uint32_t layer) {
   const std::span<const AttentionTask> tasks = plan_.tasks();
   each(
-      worker, tasks.size(), [&](std::size_t i) { attend_task(tasks[i], layer, worker.scratch); },
+      worker, tasks.size(),
+      [&](std::size_t i) {
+        const std::size_t next = i + pool_->size();
+        attend_task(tasks[i], next < tasks.size() ? &tasks[next] : nullptr, layer, worker.scratch);
+      },
       ThreadPool::Parts::kTurns);
   const std::span<const MergeTask> merges = plan_.merges();
   if (!merges.empty()) {
@@ -400,19 +407,28 @@ void LlamaModel::attend(Worker& worker, std::uint32_t layer) {
   }
 }
 
+KvView LlamaModel::view_of(const AttentionTask& task, std::uint32_t layer) const {
+  return {.pool = pool_base_,
+          .pages = task.pages,
+          .page_bytes = layout_.page_bytes(),
+          .key_offset = layout_.offset(layer, false, task.kv_head, 0),
+          .value_offset = layout_.offset(layer, true, task.kv_head, 0),
+          .page_size = layout_.page_size,
+          .head_dim = config_.head_dim,
+          .end = std::min(task.block_end * kKvBlock, task.position + task.tokens)};
+}
+
 // One run of blocks for the query rows of a task: merged as it goes, or left as partials for
 // merge_row() where the blocks of a row are spread over threads.
-void LlamaModel::attend_task(const AttentionTask& task, std::uint32_t layer, std::byte* scratch) {
+void LlamaModel::attend_task(const AttentionTask& task, const AttentionTask* next,
+                             std::uint32_t layer, std::byte* scratch) {
   const std::uint32_t dim = config_.head_dim, group = config_.group();
   const std::size_t stride = partial_stride(dim);
-  const KvView kv{pool_base_,
-                  task.pages,
-                  layout_.page_bytes(),
-                  layout_.offset(layer, false, task.kv_head, 0),
-                  layout_.offset(layer, true, task.kv_head, 0),
-                  layout_.page_size,
-                  dim,
-                  std::min(task.block_end * kKvBlock, task.position + task.tokens)};
+  KvView kv = view_of(task, layer);
+  if (next != nullptr) {
+    const KvView other = view_of(*next, layer);
+    kv.after = token_at(other, other.key_offset, next->block_begin * kKvBlock);
+  }
   const std::size_t q_width = std::size_t{config_.heads} * dim;
   const std::size_t head = std::size_t{task.kv_head} * group * dim;
   Queries queries{query_.get() + task.row * q_width + head, q_width, group, task.position,

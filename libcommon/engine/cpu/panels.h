@@ -84,18 +84,16 @@ static constexpr std::size_t units_at(PanelType type, std::size_t b) {
 }
 
 // With one token or a few, a panel is used once, as fast as memory gives it. Asks for a whole block
-// before its first line is waited for, so that more lines are on their way at a time; and for the
-// first lines of each page of 4 KiB some blocks early, as there a processor's own reading ahead
-// stops and begins again when lines are missed. (To ask for every line so early is slower than not
-// to ask: nothing is missed then, and a processor does not read ahead by itself.)
+// before its first line is waited for, so that more lines are on their way at a time; and for as
+// much two pages of 4 KiB later, in the second-level cache: a processor's own reading ahead ends
+// with each page. (Zen 5, one token: 1.2 to 1.3 x as fast as with a page's first lines alone; one
+// page ahead a tenth slower.) Past a panel lies the next, past a matrix mostly what is read next.
 [[gnu::always_inline]] static inline void ask_for(const std::uint8_t* block, std::size_t bytes) {
-  constexpr std::size_t kPage = 4096, kEarly = kPage + 1280, kFirstLines = 4;
-  for (std::size_t i = 0; i < bytes; i += 64) __builtin_prefetch(block + i);
-  // In the first block of a page, as seen from kEarly ahead of it.
-  const std::size_t in_page = reinterpret_cast<std::uintptr_t>(block + kEarly) % kPage;
-  if (in_page >= bytes) return;
-  const std::uint8_t* page = block + (kEarly - in_page);
-  for (std::size_t i = 0; i < kFirstLines; ++i) __builtin_prefetch(page + i * 64, 0, 2);
+  constexpr std::size_t kAhead = 8192;
+  for (std::size_t i = 0; i < bytes; i += 64) {
+    __builtin_prefetch(block + i);
+    __builtin_prefetch(block + i + kAhead, 0, 2);
+  }
 }
 
 // The same of block b of a panel of a quantized type. Of kQ4K, whose blocks' parts do not lie

@@ -144,6 +144,50 @@ TEST_CASE("attention: every shape gives what double arithmetic gives") {
   }
 }
 
+// Where 32 tokens' keys or values are, in the order in which blocks are read.
+TEST_CASE("attention: what is asked for is what is read 32 tokens later") {
+  constexpr std::uint32_t kAhead = kKvBlock / 2;
+  const std::uint32_t page_size = GENERATE(32U, 64U, 96U);
+  const std::uint32_t tokens = GENERATE(1U, 32U, 33U, 64U, 65U, 97U, 192U);
+  CAPTURE(page_size, tokens);
+  const Shape shape{64, 1, page_size};
+  Rig rig(shape, tokens, 1);
+  KvView kv = rig.view();
+  struct Half {
+    bool keys;
+    std::uint32_t token;
+  };
+  std::vector<Half> order;
+  for (std::uint32_t block = 0; block < tokens; block += kKvBlock) {
+    for (const bool keys : {true, false}) {
+      for (std::uint32_t at = block; at < std::min(block + kKvBlock, tokens); at += kAhead) {
+        order.push_back({keys, at});
+      }
+    }
+  }
+  const std::vector<std::byte> other(std::size_t{kAhead} * shape.head_dim * 2);
+  for (const std::byte* after : {other.data(), static_cast<const std::byte*>(nullptr)}) {
+    kv.after = after;
+    const auto place = [&](const Half& half, std::uint32_t i) {
+      return token_at(kv, half.keys ? kv.key_offset : kv.value_offset, half.token + i);
+    };
+    for (std::size_t n = 0; n < order.size(); ++n) {
+      const std::uint32_t count = std::min(kAhead, tokens - order[n].token);
+      for (std::uint32_t i = 0; i < count; ++i) {
+        const std::uint32_t token = order[n].token + i;
+        const std::byte* asked =
+            order[n].keys ? read_after_keys(kv, token) : read_after_values(kv, token);
+        if (n + 1 == order.size()) {
+          CHECK(asked == (after == nullptr ? place(order[n], i)
+                                           : after + std::size_t{i} * shape.head_dim * 2));
+        } else if (order[n + 1].token + i < tokens) {
+          CHECK(asked == place(order[n + 1], i));
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("attention: rotation and rounding are the same on every instruction set") {
   Rng rng(3);
   std::vector<float> head(96), angles(96);
