@@ -121,6 +121,7 @@ template <PanelType kType>
 void unpack(const std::uint8_t* panel, std::size_t blocks, std::uint8_t* to) {
   const __m256i low = _mm256_set1_epi8(15);
   for (std::size_t b = 0; b < blocks; ++b, to += kUnpackedBytes) {
+    ask_for_block<kType>(panel, b);
     const std::uint8_t* from = panel + units_at(kType, b);
     __m256i bytes[2] = {_mm256_setzero_si256(), _mm256_setzero_si256()};
     for (std::size_t i = 0; i < 8; ++i) {

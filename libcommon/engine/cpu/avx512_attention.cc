@@ -123,10 +123,9 @@ struct InPages {
     std::uint32_t head_dim, tokens;
     KVD_MEMBER __m512i operator()(std::uint32_t pair, std::uint32_t dim) const {
       const std::size_t offset = (std::size_t{pair} * 2 * head_dim + dim) * 2;
-      if (dim % 32 == 0) {
-        const std::size_t lines = (std::size_t{pair} * head_dim + dim) * 4;
-        run.ask_for(lines);
-        run.ask_for(lines + 64);
+      // All of the pair's at once: a wide head's values are gone through more than once.
+      for (std::uint32_t i = 0; dim == 0 && i < head_dim; i += 16) {
+        run.ask_for((std::size_t{pair} * head_dim + i) * 4);
       }
       return load_values(run.from + offset, head_dim, 2 * pair + 1 < tokens);
     }

@@ -155,7 +155,7 @@ class LlamaModel final : public CpuModel {
   void rotate_queries(std::size_t row, std::uint32_t heads, float* query) const;
   void store_key_and_value(std::size_t row, std::uint32_t kv_head, std::uint32_t layer);
   void attend(Worker& worker, std::uint32_t layer);
-  // `next`: what the thread does then, if it is known.
+  // `next`: what the thread does then, most likely; may be null.
   void attend_task(const AttentionTask& task, const AttentionTask* next, std::uint32_t layer,
                    std::byte* scratch);
   KvView view_of(const AttentionTask& task, std::uint32_t layer) const;
@@ -397,6 +397,7 @@ void LlamaModel::attend(Worker& worker, std::uint32_t layer) {
   each(
       worker, tasks.size(),
       [&](std::size_t i) {
+        // By turns: the thread's own next. Of who helps another a guess, and it costs nothing.
         const std::size_t next = i + pool_->size();
         attend_task(tasks[i], next < tasks.size() ? &tasks[next] : nullptr, layer, worker.scratch);
       },
@@ -517,8 +518,9 @@ void LlamaModel::multiply_gated(Worker& worker, const Activations& in, const Lla
 
 void LlamaModel::gate_and_up(Worker& worker, const Activations& in, const LlamaLayer& layer,
                              std::uint32_t rows, std::size_t begin, std::size_t end) {
-  // A few rows wait for memory, which is read in order: by turns, as the two lie there.
-  const std::size_t step = rows <= kFewRows ? 1 : end - begin;
+  // Up to some rows wait for memory, which is read in order: by turns, as the two lie there.
+  constexpr std::uint32_t kRowsByTurns = 16;
+  const std::size_t step = rows <= kRowsByTurns ? 1 : end - begin;
   for (; begin < end; begin += step) {
     const auto first = static_cast<std::uint32_t>(begin * kBlockPanels);
     const auto last = static_cast<std::uint32_t>((begin + step) * kBlockPanels);

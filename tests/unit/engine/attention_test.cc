@@ -1,4 +1,5 @@
 // Each instruction set's attention over scattered pages against plain double arithmetic.
+#include <algorithm>
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <memory>
@@ -144,46 +145,45 @@ TEST_CASE("attention: every shape gives what double arithmetic gives") {
   }
 }
 
-// Where 32 tokens' keys or values are, in the order in which blocks are read.
 TEST_CASE("attention: what is asked for is what is read 32 tokens later") {
-  constexpr std::uint32_t kAhead = kKvBlock / 2;
-  const std::uint32_t page_size = GENERATE(32U, 64U, 96U);
-  const std::uint32_t tokens = GENERATE(1U, 32U, 33U, 64U, 65U, 97U, 192U);
-  CAPTURE(page_size, tokens);
-  const Shape shape{64, 1, page_size};
-  Rig rig(shape, tokens, 1);
-  KvView kv = rig.view();
+  // Keys or values of kKvTogether tokens.
   struct Half {
     bool keys;
     std::uint32_t token;
   };
+  const std::uint32_t head_dim = GENERATE(64U, 80U, 128U);
+  const std::uint32_t page_size = GENERATE(32U, 64U, 96U);
+  const std::uint32_t end = GENERATE(1U, 32U, 33U, 64U, 65U, 97U, 128U, 192U);
+  CAPTURE(head_dim, page_size, end);
+  Rig rig({head_dim, 1, page_size}, 192, 1);
+  KvView kv = rig.view();
+  kv.end = end;  // of a task, whose sequence goes on
+  const std::vector<std::byte> other(std::size_t{kKvTogether} * head_dim * 2);
+  const std::byte* after = GENERATE(false, true) ? other.data() : nullptr;
+  kv.after = after;
   std::vector<Half> order;
-  for (std::uint32_t block = 0; block < tokens; block += kKvBlock) {
+  for (std::uint32_t block = 0; block < end; block += kKvBlock) {
     for (const bool keys : {true, false}) {
-      for (std::uint32_t at = block; at < std::min(block + kKvBlock, tokens); at += kAhead) {
+      for (std::uint32_t at = block; at < std::min(block + kKvBlock, end); at += kKvTogether) {
         order.push_back({keys, at});
       }
     }
   }
-  const std::vector<std::byte> other(std::size_t{kAhead} * shape.head_dim * 2);
-  for (const std::byte* after : {other.data(), static_cast<const std::byte*>(nullptr)}) {
-    kv.after = after;
-    const auto place = [&](const Half& half, std::uint32_t i) {
-      return token_at(kv, half.keys ? kv.key_offset : kv.value_offset, half.token + i);
-    };
-    for (std::size_t n = 0; n < order.size(); ++n) {
-      const std::uint32_t count = std::min(kAhead, tokens - order[n].token);
-      for (std::uint32_t i = 0; i < count; ++i) {
-        const std::uint32_t token = order[n].token + i;
-        const std::byte* asked =
-            order[n].keys ? read_after_keys(kv, token) : read_after_values(kv, token);
-        if (n + 1 == order.size()) {
-          CHECK(asked == (after == nullptr ? place(order[n], i)
-                                           : after + std::size_t{i} * shape.head_dim * 2));
-        } else if (order[n + 1].token + i < tokens) {
-          CHECK(asked == place(order[n + 1], i));
-        }
-      }
+  const auto place = [&](const Half& half, std::uint32_t i) {
+    return token_at(kv, half.keys ? kv.key_offset : kv.value_offset, half.token + i);
+  };
+  for (std::size_t n = 0; n < order.size(); ++n) {
+    for (std::uint32_t i = 0; i < std::min(kKvTogether, end - order[n].token); ++i) {
+      const std::uint32_t token = order[n].token + i;
+      // The first after it that has as many tokens, or else what comes after, or its own values.
+      std::size_t next = n + 1;
+      while (next < order.size() && order[next].token + i >= end) ++next;
+      const std::byte* last = after == nullptr ? place({false, order[n].token}, i)
+                                               : after + std::size_t{i} * head_dim * 2;
+      const std::byte* expected = next < order.size() ? place(order[next], i) : last;
+      CAPTURE(n, i);
+      CHECK(expected ==
+            (order[n].keys ? read_after_keys(kv, token) : read_after_values(kv, token)));
     }
   }
 }
