@@ -518,7 +518,7 @@ void LlamaModel::multiply_gated(Worker& worker, const Activations& in, const Lla
 
 void LlamaModel::gate_and_up(Worker& worker, const Activations& in, const LlamaLayer& layer,
                              std::uint32_t rows, std::size_t begin, std::size_t end) {
-  // Up to some rows wait for memory, which is read in order: by turns, as the two lie there.
+  // So many still wait for memory, which is read in order: by turns, as the two lie there.
   constexpr std::uint32_t kRowsByTurns = 16;
   const std::size_t step = rows <= kRowsByTurns ? 1 : end - begin;
   for (; begin < end; begin += step) {

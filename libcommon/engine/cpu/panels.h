@@ -86,9 +86,10 @@ static constexpr std::size_t units_at(PanelType type, std::size_t b) {
 // A panel comes from memory, and with one token or a few it is used once. Asks for a whole block
 // before its first line is waited for, so that more lines are on their way at a time; and for as
 // much two pages of 4 KiB later, in the second-level cache: a processor's own reading ahead ends
-// with each page. (Zen 5, one token: 1.2 to 1.3 x as fast as with a page's first lines alone; one
-// page ahead a tenth slower.) Past a panel lies the next, past a matrix mostly what is read next.
-// The tiles of a prompt ask too, for what is near already after the first: it costs them up to 2 %.
+// with each page. (Zen 5, one token: 1.1 to 1.3 x as fast as with a page's first lines alone; one
+// page ahead up to a tenth slower.) Past a panel lies the next, past a matrix mostly what is read
+// next. The tiles of a prompt ask too, for what is near already after the first: it costs them up
+// to 2 %.
 constexpr std::size_t kAskedAhead = 8192;
 [[gnu::always_inline]] static inline void ask_for(const std::uint8_t* block, std::size_t bytes) {
   for (std::size_t i = 0; i < bytes; i += 64) {
