@@ -104,13 +104,18 @@ class MemoryRegion {
   virtual RemoteRegion remote() const = 0;
 };
 
+// Whether what a peer writes waits in a socket until a call of the endpoint takes it.
+inline bool takes_by_looks(const Capabilities& capabilities) {
+  return !capabilities.rdma && !capabilities.target_copies;
+}
+
 // How often a side that is being written to calls poll() before its loop does anything else, while
 // nothing has completed. At a look `net` and rxm over TCP read once from the socket, 9000 bytes or
 // what is missing of one write, and say nothing of it: a write of 16 KiB takes two, and a tour of
 // the loop for each would cost a tenth of its time. A NIC needs no look, and where the target
 // copies one look does all it may.
 inline int looks_for_data(const Capabilities& capabilities) {
-  return capabilities.rdma || capabilities.target_copies ? 1 : 4;
+  return takes_by_looks(capabilities) ? 4 : 1;
 }
 
 // One endpoint with a completion queue and an event queue of its own. Destroying it closes the

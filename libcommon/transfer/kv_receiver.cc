@@ -304,21 +304,22 @@ TimePoint KvReceiver::next_deadline() const {
     } else {
       next = std::min(next, link->last_heard + impl_->options_.dead_after);
     }
-    next = std::min({next, link->step_deadline, link->next_heartbeat});
+    next = std::min({next, link->step_deadline, link->next_heartbeat, link->gathering.wake()});
   }
   return next;
 }
 
 void KvReceiver::wait_fds(std::vector<int>* out) const {
   for (const auto& [address, link] : impl_->links_) {
-    if (link->endpoint == nullptr) continue;
+    if (link->endpoint == nullptr || link->gathering.active()) continue;
     if (const int fd = link->endpoint->wait_fd(); fd >= 0) out->push_back(fd);
   }
 }
 
 bool KvReceiver::may_wait() {
   for (auto& [address, link] : impl_->links_) {
-    if (link->endpoint != nullptr && !link->endpoint->may_wait()) return false;
+    if (link->endpoint == nullptr || link->gathering.active()) continue;
+    if (!link->endpoint->may_wait()) return false;
   }
   return true;
 }

@@ -18,6 +18,7 @@
 #include "proto/room_messages.h"
 #include "room/room.h"
 #include "transfer/digest.h"
+#include "transfer/gathering.h"
 #include "transfer/kv_receiver.h"
 #include "transfer/slot_table.h"
 #include "transfer/transfer_metrics.h"
@@ -45,6 +46,8 @@ struct ReceiverLink {
   std::unique_ptr<fabric::MemoryRegion> region;
   std::optional<SlotLease> test;
   proto::Register request;
+  Gathering gathering;
+  std::uint64_t write_bytes = 0;  // of the last room that ended, in the mean
   LinkSequence sequence;
   proto::Load load;
   std::uint32_t context = 0;
@@ -123,6 +126,7 @@ struct KvReceiver::Impl {
   void heartbeat(ReceiverLink* link, TimePoint now);
   void tend_link(ReceiverLink* link, TimePoint now);
   bool poll_endpoint(ReceiverLink* link);
+  bool may_gather(const ReceiverLink& link);
   template <typename Message>
   void send(ReceiverLink* link, RoomId room, const Message& message);
 

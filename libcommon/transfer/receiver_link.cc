@@ -375,6 +375,8 @@ void KvReceiver::Impl::close_link(ReceiverLink* link) {
   }
   link->region.reset();
   link->endpoint.reset();
+  link->gathering.end();
+  link->write_bytes = 0;
   // A test slot that no proof covers stays out of use for the life of the process.
   if (link->test && (fence_proof_ || link->request.epoch == 0)) slots_.free(*link->test);
   link->test.reset();
@@ -466,12 +468,31 @@ void KvReceiver::Impl::tend_link(ReceiverLink* link, TimePoint now) {
   if (link->removing && link->rooms.empty()) note_end(link, unavailable("the prefill was removed"));
 }
 
+bool KvReceiver::Impl::may_gather(const ReceiverLink& link) {
+  if (link.write_bytes < Gathering::kLongWrite) return false;
+  std::uint64_t bytes = 0;
+  for (const RoomKey key : link.rooms) {
+    const ReceiverRoom* room = find(key);
+    if (room == nullptr || !room->exposed || room->over) continue;
+    bytes += pool_->layout().page_bytes() * pool_->layout().pages_for(room->request.prompt.size());
+    if (bytes >= Gathering::kMuch) return true;
+  }
+  return false;
+}
+
 bool KvReceiver::Impl::poll_endpoint(ReceiverLink* link) {
+  if (link->gathering.active()) {
+    if (link->gathering.lasts(clock_->now())) return false;
+    link->gathering.end();
+  }
   bool busy = false;
   const bool expects = link->domain != nullptr && !link->rooms.empty();
+  const bool by_looks = expects && fabric::takes_by_looks(link->domain->capabilities());
   int looks = expects ? fabric::looks_for_data(link->domain->capabilities()) : 1;
   while (link->endpoint != nullptr && link->end.ok()) {
+    const TimePoint began = by_looks ? clock_->now() : TimePoint{0};
     const std::size_t count = link->endpoint->poll(completions_);
+    const Duration took = by_looks ? clock_->now() - began : Duration(0);
     for (std::size_t i = 0; i < count && link->end.ok(); ++i) {
       if (completions_[i].kind == fabric::CompletionKind::kFault) {
         note_end(link, completions_[i].status.with_context("the endpoint failed"));
@@ -481,7 +502,12 @@ bool KvReceiver::Impl::poll_endpoint(ReceiverLink* link) {
       }
     }
     busy = busy || count != 0;
-    if (count < completions_.size() && (count != 0 || --looks == 0)) break;
+    if (count == completions_.size()) continue;
+    if (took >= Gathering::kLongLook && may_gather(*link)) {
+      link->gathering.begin(began);
+      break;
+    }
+    if (count != 0 || --looks == 0) break;
   }
   return busy;
 }

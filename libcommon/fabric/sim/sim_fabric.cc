@@ -76,6 +76,7 @@ class SimEndpoint final : public Endpoint {
   }
 
   std::size_t poll(std::span<Completion> out) override {
+    impl_->clock->advance(impl_->faults.look_time);
     impl_->pull(id_);
     std::deque<Completion>& queue = impl_->endpoints.at(id_).completions;
     const std::size_t count = std::min(out.size(), queue.size());

@@ -1,5 +1,6 @@
 // Rooms from end to end over the simulated fabric: what a user of KvSender and KvReceiver sees.
 #include "proto/room_messages.h"
+#include "transfer/gathering.h"
 #include "world_checks.h"
 
 namespace kvd::sim {
@@ -323,6 +324,54 @@ TEST_CASE("rooms: pages stream while later layers are computed") {
     return prefill.outcomes.begin()->second.transfer_exposed;
   };
   CHECK(exposed_of(true) * 2 < exposed_of(false));
+}
+
+TEST_CASE("rooms: bytes gather after a long look, where writes are long and rooms large") {
+  using transfer::Gathering;
+  WorldOptions options;
+  options.layout = wide_layout();  // pages of 512 KiB, a write each where they are streamed
+  options.fabric.look_time = GENERATE(Duration(2'999), Gathering::kLongLook);
+  options.fabric.target_pulls = GENERATE(false, true);
+  options.transfer.stream = GENERATE(false, true);
+  const std::uint32_t tokens = GENERATE(224, 225);  // 7 or 8 pages
+  CAPTURE(options.fabric.look_time.count(), options.fabric.target_pulls, options.transfer.stream,
+          tokens);
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const std::uint64_t first = decode.request(prefill.address, 225, kMinute);
+  const auto one_look = [&] {
+    const TimePoint before = world.clock.now();
+    decode.receiver->poll();
+    return world.clock.now() == before + options.fabric.look_time;
+  };
+  const int looks = options.fabric.target_pulls ? 1 : 4;  // of a side that is being written to
+  TimePoint before = world.clock.now();
+  decode.receiver->poll();
+  CHECK(world.clock.now() == before + looks * options.fabric.look_time);  // nothing is known yet
+  CHECK(world.run_until([&] { return decode.requests[first].timed; }));
+
+  const std::uint64_t id = decode.request(prefill.address, tokens, kMinute);
+  before = world.clock.now();
+  if (options.fabric.look_time == Gathering::kLongLook && !options.fabric.target_pulls &&
+      !options.transfer.stream && tokens == 225) {
+    // A sleeper is told to come again later than one that is awake may.
+    CHECK(one_look());
+    CHECK(decode.receiver->next_deadline() == before + Gathering::kAsleep);
+    world.clock.advance(Gathering::kAwake - options.fabric.look_time - Duration(1));
+    const TimePoint early = world.clock.now();
+    decode.receiver->poll();
+    CHECK(world.clock.now() == early);
+    world.clock.advance(Duration(1));
+    CHECK(one_look());
+  } else {
+    decode.receiver->poll();
+    CHECK(world.clock.now() == before + looks * options.fabric.look_time);
+    CHECK(decode.receiver->next_deadline() != before + Gathering::kAsleep);
+  }
+  CHECK(wait_for(&world, &decode, id).outcome == Outcome::kCommitted);
+  settle(&world);
 }
 
 TEST_CASE("rooms: many at once share slots and source pages in line, none is lost") {
