@@ -23,7 +23,7 @@ void keep_freed_memory() {
   (void)mallopt(M_TRIM_THRESHOLD, kMessages);
 }
 
-// Linux lets a sleep last 50 us longer by itself: as long as the shortest here
+// Linux lets a sleep last up to 50 us longer: that would double the shortest one
 // (Gathering::kAsleep).
 void sleep_exactly() { (void)prctl(PR_SET_TIMERSLACK, 1'000UL); }
 }  // namespace

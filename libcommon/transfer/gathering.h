@@ -5,9 +5,11 @@
 // keeps busy, handles the answers, and wakes a reader who sleeps. A reader is the faster of the
 // two: if it looks as often as it can it gets two packets a time. So after a look that took many
 // bytes it waits a little, and takes ten packets. That is for long writes alone: a look takes no
-// more than is missing of one write, and short ones would come one a pause (pages of 64 KiB, four a
-// write, 6.0 -> 2.2 GB/s). What comes last waits, too: so a link's rooms must be large together.
-// All this was measured within a host; between hosts it is another 25 us.
+// more than is missing of one write, and of short ones a pause would bring one or a part (scattered
+// pages of 64 KiB, four a write, 6.0 -> 2.2 GB/s asleep). How long they are is known from rooms
+// that ended: the first one on a link does not gather. What comes last waits, too: so a link's
+// rooms must be large together. All this was measured on the loopback, under reno and bbr;
+// elsewhere bbr's writes are shorter than kLongWrite, and between hosts a pause is another 25 us.
 //
 // Calling thread: that of the endpoint.
 #pragma once

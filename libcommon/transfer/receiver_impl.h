@@ -47,7 +47,7 @@ struct ReceiverLink {
   std::optional<SlotLease> test;
   proto::Register request;
   Gathering gathering;
-  std::uint64_t write_bytes = 0;  // of the last room that ended, in the mean
+  std::uint64_t write_bytes = 0;  // of the last large room that ended well, in the mean; 0: none yet
   LinkSequence sequence;
   proto::Load load;
   std::uint32_t context = 0;

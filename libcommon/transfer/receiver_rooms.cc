@@ -153,7 +153,10 @@ void KvReceiver::Impl::on_room_done(ReceiverLink* link, const control::Received&
     request = room->request.request;  // overtook the signal of the commit
   }
   if (request == 0) return metrics_.ignored_event();
-  if (body->writes != 0) link->write_bytes = body->bytes / body->writes;
+  // Small rooms say nothing of large ones.
+  if (body->bytes >= Gathering::kMuch && body->writes != 0) {
+    link->write_bytes = body->bytes / body->writes;
+  }
   constexpr std::uint64_t kMost = std::uint64_t{1} << 62;
   Report report;
   report.request = request;

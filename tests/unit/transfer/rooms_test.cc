@@ -329,7 +329,7 @@ TEST_CASE("rooms: pages stream while later layers are computed") {
 TEST_CASE("rooms: bytes gather after a long look, where writes are long and rooms large") {
   using transfer::Gathering;
   WorldOptions options;
-  options.layout = wide_layout();  // pages of 512 KiB, a write each where they are streamed
+  options.layout = wide_layout();  // pages of 512 KiB; streamed, writes are shorter
   options.fabric.look_time = GENERATE(Duration(2'999), Gathering::kLongLook);
   options.fabric.target_pulls = GENERATE(false, true);
   options.transfer.stream = GENERATE(false, true);
