@@ -351,6 +351,9 @@ TEST_CASE("rooms: bytes gather after a long look, where writes are long and room
   decode.receiver->poll();
   CHECK(world.clock.now() == before + looks * options.fabric.look_time);  // nothing is known yet
   CHECK(world.run_until([&] { return decode.requests[first].timed; }));
+  // A small room's short write says nothing of a large one's.
+  const std::uint64_t small = decode.request(prefill.address, 32, kMinute);
+  CHECK(world.run_until([&] { return decode.requests[small].timed; }));
 
   const std::uint64_t id = decode.request(prefill.address, tokens, kMinute);
   before = world.clock.now();
