@@ -8,8 +8,8 @@
 // it matter how many there are; `deterministic` uses one of them for all.
 //
 // Attention works on blocks of 64 tokens at absolute positions: a block gives a partial result
-// (maximum, sum, weighted values), and partials are merged in order of position, in prefill as in
-// decode.
+// (maximum, sum, weighted values). Those of a run of four blocks are merged in order of position,
+// then what the runs gave, in prefill as in decode: threads share a row by runs.
 //
 // Plain functions and plain data only: files compiled for newer processors include this.
 #pragma once
@@ -56,6 +56,7 @@ struct KvView {
 };
 
 constexpr std::uint32_t kKvBlock = 64;
+constexpr std::uint32_t kRunBlocks = 4;
 constexpr std::uint32_t kKvTogether = 32;  // tokens, of one page at least
 
 // The keys or values of a token; those of the tokens after it follow, up to its page's end.

@@ -78,6 +78,9 @@ const Attention& attention_for(const Kernels& kernels, const LlamaConfig& config
 // quarters of the divergence.
 constexpr bool kWithOffsets = true;
 
+// Rows of partials that a thread merges in about the time of a barrier.
+constexpr std::size_t kPartialsAlone = 96;
+
 constexpr std::size_t kBlockPanels = kBlock / kPanelRows;
 
 // Makes the quantized form of a row.
@@ -85,6 +88,12 @@ void quantize(const Kernels& kernels, const Rows& rows, std::size_t row, bool of
   if (kernels.quantized_row_bytes == nullptr) return;
   kernels.quantize(rows.row(row), rows.columns, 0, rows.columns / kBlock, offsets,
                    rows.quantized_row(row));
+}
+
+// The first query row that sees a block.
+std::uint32_t first_row(const Queries& queries, std::uint32_t block) {
+  const std::uint32_t token = block * kKvBlock;
+  return token > queries.position ? (token - queries.position) * queries.group : 0;
 }
 
 class LlamaModel final : public CpuModel {
@@ -159,7 +168,13 @@ class LlamaModel final : public CpuModel {
   void attend_task(const AttentionTask& task, const AttentionTask* next, std::uint32_t layer,
                    std::byte* scratch);
   KvView view_of(const AttentionTask& task, std::uint32_t layer) const;
-  void merge_row(const MergeTask& task);
+  // Partials of a run's blocks, merged to `to`; a block's own are in `partials` meanwhile.
+  void attend_run(const KvView& kv, std::uint32_t begin, std::uint32_t end, const Queries& queries,
+                  float* to, float* partials, std::byte* scratch) const;
+  // Its part of the row's attention output to `out`.
+  void merge_row(const MergeTask& task, std::byte* scratch, float* out) const;
+  // A split row's few runs are merged by every thread for itself, a barrier less.
+  bool merges_alone() const { return few() && plan_.partial_rows() <= kPartialsAlone; }
   Activations quantize_attended(Worker& worker);
   void multiply_gated(Worker& worker, const Activations& in, const LlamaLayer& layer);
   // Gate and up of columns [kBlock * begin, kBlock * end), unless there are fewer.
@@ -210,7 +225,7 @@ LlamaModel::LlamaModel(const LlamaConfig& config, LlamaWeights weights, kv::KvLa
   const std::size_t rows = std::size_t{kTaskRows} + config_.group();
   const std::size_t attention =
       attend_scratch_bytes(config_.head_dim) + (std::size_t{config_.group()} * config_.head_dim +
-                                                2 * rows * partial_stride(config_.head_dim)) *
+                                                3 * rows * partial_stride(config_.head_dim)) *
                                                    sizeof(float);
   for (Buffer<std::byte>& scratch : scratch_) {
     scratch.reserve(std::max(linear_scratch_bytes(widest), attention));
@@ -403,8 +418,10 @@ void LlamaModel::attend(Worker& worker, std::uint32_t layer) {
       },
       ThreadPool::Parts::kTurns);
   const std::span<const MergeTask> merges = plan_.merges();
-  if (!merges.empty()) {
-    each(worker, merges.size(), [&](std::size_t i) { merge_row(merges[i]); });
+  if (!merges.empty() && !merges_alone()) {
+    each(worker, merges.size(), [&](std::size_t i) {
+      merge_row(merges[i], worker.scratch, attended_.row(merges[i].row));
+    });
   }
 }
 
@@ -419,8 +436,8 @@ KvView LlamaModel::view_of(const AttentionTask& task, std::uint32_t layer) const
           .end = std::min(task.block_end * kKvBlock, task.position + task.tokens)};
 }
 
-// One run of blocks for the query rows of a task: merged as it goes, or left as partials for
-// merge_row() where the blocks of a row are spread over threads.
+// The query rows of a task against its blocks: run by run to the end, or one run whose partials are
+// left for merge_row() where those of a row are spread over threads.
 void LlamaModel::attend_task(const AttentionTask& task, const AttentionTask* next,
                              std::uint32_t layer, std::byte* scratch) {
   const std::uint32_t dim = config_.head_dim, group = config_.group();
@@ -445,20 +462,17 @@ void LlamaModel::attend_task(const AttentionTask& task, const AttentionTask* nex
       store_key_and_value(task.row, task.kv_head, layer);
     }
   }
+  float* run = states + queries.rows * stride;
+  float* partials = run + queries.rows * stride;
   if (task.split) {
     float* to = partials_.get() + task.partial * stride;
-    for (std::uint32_t b = task.block_begin; b < task.block_end; ++b, to += group * stride) {
-      attention_.attend_block(kv, b, queries, 0, to, scratch);
-    }
-    return;
+    return attend_run(kv, task.block_begin, task.block_end, queries, to, partials, scratch);
   }
-  float* partials = states + queries.rows * stride;
-  for (std::uint32_t b = task.block_begin; b < task.block_end; ++b) {
-    const std::uint32_t first_token = std::max(b * kKvBlock, task.position) - task.position;
-    const std::uint32_t first_row = first_token * group;
-    attention_.attend_block(kv, b, queries, first_row, b == 0 ? states : partials, scratch);
-    for (std::uint32_t r = first_row; b != 0 && r < queries.rows; ++r) {
-      attention_.merge(states + r * stride, partials + r * stride, dim);
+  for (std::uint32_t b = task.block_begin; b < task.block_end; b += kRunBlocks) {
+    const std::uint32_t end = std::min(b + kRunBlocks, task.block_end);
+    attend_run(kv, b, end, queries, b == 0 ? states : run, partials, scratch);
+    for (std::uint32_t r = first_row(queries, b); b != 0 && r < queries.rows; ++r) {
+      attention_.merge(states + r * stride, run + r * stride, dim);
     }
   }
   for (std::uint32_t r = 0; r < queries.rows; ++r) {
@@ -467,15 +481,30 @@ void LlamaModel::attend_task(const AttentionTask& task, const AttentionTask* nex
   }
 }
 
-void LlamaModel::merge_row(const MergeTask& task) {
+void LlamaModel::attend_run(const KvView& kv, std::uint32_t begin, std::uint32_t end,
+                            const Queries& queries, float* to, float* partials,
+                            std::byte* scratch) const {
+  const std::size_t stride = partial_stride(config_.head_dim);
+  for (std::uint32_t b = begin; b < end; ++b) {
+    const std::uint32_t first = first_row(queries, b);
+    attention_.attend_block(kv, b, queries, first, b == begin ? to : partials, scratch);
+    for (std::uint32_t r = first; b != begin && r < queries.rows; ++r) {
+      attention_.merge(to + r * stride, partials + r * stride, config_.head_dim);
+    }
+  }
+}
+
+void LlamaModel::merge_row(const MergeTask& task, std::byte* scratch, float* out) const {
   const std::uint32_t dim = config_.head_dim, group = config_.group();
   const std::size_t stride = partial_stride(dim);
+  auto* state = reinterpret_cast<float*>(scratch);
   for (std::uint32_t g = 0; g < group; ++g) {
-    float* state = partials_.get() + (task.partial + g) * stride;
-    for (std::uint32_t b = 1; b < task.blocks; ++b) {
-      attention_.merge(state, state + b * group * stride, dim);
+    const float* partial = partials_.get() + (task.partial + g) * stride;
+    std::copy_n(partial, stride, state);
+    for (std::uint32_t run = 1; run < task.runs; ++run) {
+      attention_.merge(state, partial += group * stride, dim);
     }
-    attention_.finish(state, dim, attended_.row(task.row) + (task.kv_head * group + g) * dim);
+    attention_.finish(state, dim, out + (task.kv_head * group + g) * dim);
   }
 }
 
@@ -491,8 +520,13 @@ Activations LlamaModel::quantize_attended(Worker& worker) {
   own.reserve(attended_.columns, plan_.rows(), kernels);
   for (std::size_t row = 0; row < plan_.rows(); ++row) {
     std::copy_n(attended_.row(row), own.columns, own.row(row));
-    quantize(kernels, own, row);
   }
+  if (merges_alone()) {
+    for (const MergeTask& task : plan_.merges()) {
+      merge_row(task, worker.scratch, own.row(task.row));
+    }
+  }
+  for (std::size_t row = 0; row < plan_.rows(); ++row) quantize(kernels, own, row);
   return own.activations();
 }
 

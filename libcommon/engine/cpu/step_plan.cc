@@ -7,8 +7,6 @@
 namespace kvd::engine::cpu {
 namespace {
 
-constexpr std::uint32_t kSplitBlocks = 4;  // blocks of a split row a task: 256 tokens
-
 std::uint32_t blocks_for(std::uint32_t tokens) { return (tokens + kKvBlock - 1) / kKvBlock; }
 
 std::uint64_t cost(const AttentionTask& task) {
@@ -67,19 +65,18 @@ void StepPlan::add_decode(const Segment& segment, std::uint32_t row, std::uint32
   const std::uint32_t blocks = blocks_for(segment.position + 1);
   for (std::uint32_t h = 0; h < kv_heads; ++h) {
     AttentionTask task{segment.pages.data(), row, 1, segment.position, h, 0, blocks, false, 0};
-    if (!spread || blocks <= kSplitBlocks) {
+    if (!spread || blocks <= kRunBlocks) {
       tasks_.push_back(task);
       continue;
     }
     task.split = true;
-    merges_.push_back({row, h, blocks, partial_rows_});
-    for (std::uint32_t b = 0; b < blocks; b += kSplitBlocks) {
+    merges_.push_back({row, h, (blocks + kRunBlocks - 1) / kRunBlocks, partial_rows_});
+    for (std::uint32_t b = 0; b < blocks; b += kRunBlocks, partial_rows_ += group) {
       task.block_begin = b;
-      task.block_end = std::min(b + kSplitBlocks, blocks);
-      task.partial = partial_rows_ + std::size_t{b} * group;
+      task.block_end = std::min(b + kRunBlocks, blocks);
+      task.partial = partial_rows_;
       tasks_.push_back(task);
     }
-    partial_rows_ += std::size_t{blocks} * group;
   }
 }
 

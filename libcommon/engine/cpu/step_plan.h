@@ -25,15 +25,15 @@ struct AttentionTask {
   std::uint32_t position;  // of the first
   std::uint32_t kv_head;
   std::uint32_t block_begin, block_end;
-  bool split;           // one token's blocks go to several tasks: results stay partial
-  std::size_t partial;  // split: index of the first block's first partial
+  bool split;           // one token's runs of blocks go to a task each: results stay partial
+  std::size_t partial;  // split: index of the run's first partial
 };
 
-// A row whose blocks were split.
+// A row whose runs were split.
 struct MergeTask {
   std::uint32_t row;
   std::uint32_t kv_head;
-  std::uint32_t blocks;
+  std::uint32_t runs;
   std::size_t partial;
 };
 
