@@ -42,6 +42,14 @@ static inline std::size_t int8_row_bytes(std::uint32_t columns) {
   return (columns + columns / kBlock * std::size_t{20} + 63) / 64 * 64;
 }
 
+// Keys, or values, of a block, as AVX-512 reads them, and asks for them: a line of one run and a
+// line of the other by turns. The second begins with the 33rd token, as one page has that many; of
+// fewer it is a half.
+struct KvRuns {
+  const std::byte* first = nullptr;
+  const std::byte* second = nullptr;
+};
+
 // K and V of one layer and KV head of one sequence, where they lie in its pages.
 struct KvView {
   const std::byte* pool = nullptr;
@@ -51,13 +59,14 @@ struct KvView {
   std::size_t value_offset = 0;  // the same
   std::uint32_t page_size = 0;   // tokens, a multiple of 32
   std::uint32_t head_dim = 0;
-  std::uint32_t end = 0;  // tokens before it are asked for early, as pages are far from the cache
-  const std::byte* after = nullptr;  // then another view's first keys, if known (AVX-512 alone)
+  std::uint32_t end = 0;  // of the tokens that are read
+  KvRuns after = {};      // then another view's first keys, if known
 };
 
 constexpr std::uint32_t kKvBlock = 64;
 constexpr std::uint32_t kRunBlocks = 4;
 constexpr std::uint32_t kKvTogether = 32;  // tokens, of one page at least
+constexpr std::uint32_t kKvFew = 16;       // tokens that are not asked for, as many others would be
 
 // The keys or values of a token; those of the tokens after it follow, up to its page's end.
 [[gnu::always_inline]] static inline const std::byte* token_at(const KvView& kv, std::size_t offset,
@@ -66,26 +75,24 @@ constexpr std::uint32_t kKvTogether = 32;  // tokens, of one page at least
          std::size_t{token % kv.page_size} * kv.head_dim * 2;
 }
 
-// What to ask for while a token's keys, or its values, are read: what is read kKvTogether tokens
-// later, as a block's keys are read, then its values; where there is none, the values at hand. (Zen
-// 5, from memory: 0.78 us a block, 0.85 with the next block's keys beside the keys. All of `after`
-// at once when a task ends, or before it begins: decode at 512 is 2 % slower than by and by.)
-[[gnu::always_inline]] static inline const std::byte* read_after_keys(const KvView& kv,
-                                                                      std::uint32_t token) {
-  const bool upper = token % kKvBlock >= kKvTogether;
-  const std::uint32_t next = token + kKvTogether;
-  if (!upper && next < kv.end) return token_at(kv, kv.key_offset, next);
-  return token_at(kv, kv.value_offset, upper ? token - kKvTogether : token);
+// Of the block that begins with `token`, which is before kv.end.
+[[gnu::always_inline]] static inline KvRuns runs_from(const KvView& kv, std::size_t offset,
+                                                      std::uint32_t token) {
+  const std::byte* at = token_at(kv, offset, token);
+  const std::uint32_t tokens = kv.end - token;
+  if (tokens <= kKvTogether) return {at, at + std::size_t{tokens} * kv.head_dim};
+  return {at, token_at(kv, offset, token + kKvTogether)};
 }
-[[gnu::always_inline]] static inline const std::byte* read_after_values(const KvView& kv,
-                                                                        std::uint32_t token) {
-  const std::uint32_t next = token + kKvTogether;
-  if (next >= kv.end) {
-    if (kv.after == nullptr) return token_at(kv, kv.value_offset, token);
-    return kv.after + std::size_t{token % kKvTogether} * kv.head_dim * 2;
-  }
-  const bool upper = token % kKvBlock >= kKvTogether;
-  return token_at(kv, upper ? kv.key_offset : kv.value_offset, next);
+
+// What to ask for while a block's keys are read, `token` being its first, and while its values are:
+// its values, then the next keys; the values again where none are known.
+[[gnu::always_inline]] static inline KvRuns read_after_keys(const KvView& kv, std::uint32_t token) {
+  return runs_from(kv, kv.value_offset, token);
+}
+[[gnu::always_inline]] static inline KvRuns read_after_values(const KvView& kv,
+                                                              std::uint32_t token) {
+  if (kv.end > token + kKvBlock + kKvFew) return runs_from(kv, kv.key_offset, token + kKvBlock);
+  return kv.after.first != nullptr ? kv.after : read_after_keys(kv, token);
 }
 
 // Query rows of one sequence that share a KV head: row r is query head r % group of the token at
@@ -115,7 +122,7 @@ struct Attention {
   // attend_scratch_bytes(head_dim).
   void (*attend_block)(const KvView& kv, std::uint32_t block, const Queries& queries,
                        std::uint32_t first_row, float* partials, std::byte* scratch);
-  // state = state merged with the partial of the next block.
+  // state = state merged with the partial of the next block or run.
   void (*merge)(float* state, const float* partial, std::uint32_t head_dim);
   // The row's attention output, in plain order.
   void (*finish)(const float* state, std::uint32_t head_dim, float* out);

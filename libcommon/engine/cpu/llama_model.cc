@@ -445,7 +445,8 @@ void LlamaModel::attend_task(const AttentionTask& task, const AttentionTask* nex
   KvView kv = view_of(task, layer);
   if (next != nullptr) {
     const KvView other = view_of(*next, layer);
-    kv.after = token_at(other, other.key_offset, next->block_begin * kKvBlock);
+    const std::uint32_t first = next->block_begin * kKvBlock;
+    if (other.end > first + kKvFew) kv.after = runs_from(other, other.key_offset, first);
   }
   const std::size_t q_width = std::size_t{config_.heads} * dim;
   const std::size_t head = std::size_t{task.kv_head} * group * dim;

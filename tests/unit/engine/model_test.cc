@@ -1,4 +1,5 @@
 // The forward pass against a double-precision reference, and what must not change a bit of it.
+#include <array>
 #include <catch2/catch.hpp>
 #include <memory>
 #include <numeric>
@@ -250,6 +251,48 @@ TEST_CASE("model: a batch of prefill and decode gives each sequence what it gets
       at += tiny.vocab;
     }
     check_last_tokens(rig, tokens, pages, alone);
+  }
+}
+
+TEST_CASE("model: a row whose runs are spread over threads gives what it gives whole") {
+  TinyLlama tiny;
+  tiny.kv_heads = 2;
+  // 36 rows of partials, which every thread merges for itself, and 192, which are shared.
+  tiny.heads = GENERATE(6U, 32U);
+  CAPTURE(tiny.heads);
+  tiny.make();
+  for (const std::string& kernels : cpu::available_kernels()) {
+    CAPTURE(kernels);
+    Rig one(tiny, kernels, 1), rig(tiny, kernels, 2);
+    std::vector<std::vector<TokenId>> tokens;
+    std::vector<std::vector<PageIndex>> pages;
+    Logits alone;
+    for (std::size_t s = 0; s < 3; ++s) {
+      // Three runs, three runs, and the company.
+      tokens.push_back(draw_tokens(std::array{600, 577, 9}[s], tiny.vocab, s));
+      pages.emplace_back();
+      for (PageIndex i = 0; i < 20; ++i) pages[s].push_back(i * 3 + static_cast<PageIndex>(s));
+      alone.push_back(one.run(tokens[s], 64, pages[s]).back());
+    }
+    check_last_tokens(rig, {tokens[0], tokens[1]}, {pages[0], pages[1]}, {alone[0], alone[1]});
+    // Again, beside a prompt: more rows than each thread merges for itself.
+    std::vector<Segment> segments;
+    for (std::size_t s = 0; s < 3; ++s) {
+      const std::size_t from = s == 2 ? 0 : tokens[s].size() - 1;
+      segments.push_back({{tokens[s].data() + from, tokens[s].size() - from},
+                          static_cast<std::uint32_t>(from),
+                          pages[s],
+                          true,
+                          s,
+                          {}});
+    }
+    std::span<const float> logits;
+    REQUIRE(rig.model().forward(segments, nullptr, &logits).empty());
+    for (std::size_t s = 0; s < 3; ++s) {
+      CAPTURE(s);
+      const std::span<const float> ours = logits.subspan(s * tiny.vocab, tiny.vocab);
+      CHECK(std::equal(ours.begin(), ours.end(), alone[s].begin(), alone[s].end()));
+    }
   }
 }
 
