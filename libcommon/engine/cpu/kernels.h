@@ -59,14 +59,14 @@ struct KvView {
   std::size_t value_offset = 0;  // the same
   std::uint32_t page_size = 0;   // tokens, a multiple of 32
   std::uint32_t head_dim = 0;
-  std::uint32_t end = 0;  // of the tokens that are read
+  std::uint32_t end = 0;  // of the tokens that are read; AVX-512 finds a block's places by it
   KvRuns after = {};      // then another view's first keys, if known
 };
 
 constexpr std::uint32_t kKvBlock = 64;
 constexpr std::uint32_t kRunBlocks = 4;
 constexpr std::uint32_t kKvTogether = 32;  // tokens, of one page at least
-constexpr std::uint32_t kKvFew = 16;       // tokens that are not asked for, as many others would be
+constexpr std::uint32_t kKvFew = 16;       // next tokens not worth asking for a whole block
 
 // The keys or values of a token; those of the tokens after it follow, up to its page's end.
 [[gnu::always_inline]] static inline const std::byte* token_at(const KvView& kv, std::size_t offset,
