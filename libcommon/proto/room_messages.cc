@@ -66,9 +66,26 @@ static Status validate(const OpenRoom& m) {
 }
 
 template <typename V>
+void fields(V& v, Is<RoomDone> auto& m) {
+  v.must("transfer_total_ns", m.transfer_total_ns, Uint{});
+  v.must("transfer_exposed_ns", m.transfer_exposed_ns, Uint{});
+  v.must("commit_posted_ns", m.commit_posted_ns, Uint{});
+  v.must("bytes", m.bytes, Uint{});
+  v.must("writes", m.writes, Uint{});
+}
+static Status validate(const RoomDone&) { return {}; }
+
+template <typename V>
+void fields(V& v, Is<EndedRoom> auto& m) {
+  v.must("room", m.room, Uint{});
+  fields(v, m.done);
+}
+
+template <typename V>
 void fields(V& v, Is<RoomOpened> auto& m) {
   v.must("request", m.request, Uint{});
   v.may("allocated", m.allocated, Flag{});
+  v.may("done", m.done, Maps{RoomOpened::kMaxDone});
 }
 static Status validate(const RoomOpened&) { return {}; }
 
@@ -110,16 +127,6 @@ void fields(V& v, Is<Committed> auto& m) {
   v.must("generation", m.generation, Uint{0, (1u << kGenerationBits) - 1});
 }
 static Status validate(const Committed&) { return {}; }
-
-template <typename V>
-void fields(V& v, Is<RoomDone> auto& m) {
-  v.must("transfer_total_ns", m.transfer_total_ns, Uint{});
-  v.must("transfer_exposed_ns", m.transfer_exposed_ns, Uint{});
-  v.must("commit_posted_ns", m.commit_posted_ns, Uint{});
-  v.must("bytes", m.bytes, Uint{});
-  v.must("writes", m.writes, Uint{});
-}
-static Status validate(const RoomDone&) { return {}; }
 
 KVD_PROTO_MESSAGE(OpenRoom);
 KVD_PROTO_MESSAGE(RoomOpened);

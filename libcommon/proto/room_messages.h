@@ -39,10 +39,26 @@ struct OpenRoom {
   Allocate allocate;
 };
 
+// Prefill's last timings, nanoseconds on prefill's clock; nothing waits for it.
+struct RoomDone {
+  static constexpr MessageType kType = MessageType::kRoomDone;
+  std::uint64_t transfer_total_ns = 0;    // first write posted -> commit record completed
+  std::uint64_t transfer_exposed_ns = 0;  // compute ended -> commit record completed
+  std::uint64_t commit_posted_ns = 0;     // CLOCK_MONOTONIC when the record was posted
+  std::uint64_t bytes = 0;
+  std::uint64_t writes = 0;
+};
+struct EndedRoom {  // one that a later room's RoomOpened tells of
+  std::uint64_t room = 0;
+  RoomDone done;
+};
+
 struct RoomOpened {  // the envelope's room is the room's id
   static constexpr MessageType kType = MessageType::kRoomOpened;
+  static constexpr std::size_t kMaxDone = 32;
   std::uint64_t request = 0;
-  bool allocated = false;  // the pages in OpenRoom were read: no Allocate follows
+  bool allocated = false;         // the pages in OpenRoom were read: no Allocate follows
+  std::vector<EndedRoom> done{};  // of the link's rooms before: no RoomDone follows
 };
 
 struct RoomRefused {
@@ -75,16 +91,6 @@ struct RoomFailed {
 struct Committed {
   static constexpr MessageType kType = MessageType::kCommitted;
   std::uint32_t slot = 0, generation = 0;
-};
-
-// Prefill's last timings, nanoseconds on prefill's clock; nothing waits for it.
-struct RoomDone {
-  static constexpr MessageType kType = MessageType::kRoomDone;
-  std::uint64_t transfer_total_ns = 0;    // first write posted -> commit record completed
-  std::uint64_t transfer_exposed_ns = 0;  // compute ended -> commit record completed
-  std::uint64_t commit_posted_ns = 0;     // CLOCK_MONOTONIC when the record was posted
-  std::uint64_t bytes = 0;
-  std::uint64_t writes = 0;
 };
 
 }  // namespace kvd::proto

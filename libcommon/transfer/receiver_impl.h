@@ -47,7 +47,8 @@ struct ReceiverLink {
   std::optional<SlotLease> test;
   proto::Register request;
   Gathering gathering;
-  std::uint64_t write_bytes = 0;  // of the last large room that ended well, in the mean; 0: none yet
+  std::uint64_t write_bytes =
+      0;  // of the last large room that ended well, in the mean; 0: none yet
   LinkSequence sequence;
   proto::Load load;
   std::uint32_t context = 0;
@@ -136,6 +137,7 @@ struct KvReceiver::Impl {
   void on_room_refused(ReceiverLink* link, const control::Received& received);
   void on_room_failed(ReceiverLink* link, const control::Received& received);
   void on_room_done(ReceiverLink* link, const control::Received& received);
+  void note_done(ReceiverLink* link, RoomId id, const proto::RoomDone& done);
   void on_record(ReceiverLink* link, std::uint32_t slot, std::uint32_t generation);
   Status check_record(ReceiverRoom* room);
   // Between two parts of what takes long for a room: other rooms' bytes go on coming.

@@ -73,6 +73,7 @@ void KvReceiver::Impl::on_room_message(ReceiverLink* link, const control::Receiv
 void KvReceiver::Impl::on_opened(ReceiverLink* link, const control::Received& received) {
   const auto body = proto::decode_body<proto::RoomOpened>(received.envelope);
   if (!body.ok()) return messenger_->refuse(received, "malformed", body.status().message());
+  for (const auto& [room, done] : body->done) note_done(link, RoomId{room}, done);
   const RoomId id = received.envelope.room;
   const auto done = done_.find(id);
   if (done != done_.end() && done->second.key == body->request) {
@@ -144,25 +145,29 @@ void KvReceiver::Impl::on_room_failed(ReceiverLink* link, const control::Receive
 void KvReceiver::Impl::on_room_done(ReceiverLink* link, const control::Received& received) {
   const auto body = proto::decode_body<proto::RoomDone>(received.envelope);
   if (!body.ok()) return messenger_->refuse(received, "malformed", body.status().message());
+  note_done(link, received.envelope.room, *body);
+}
+
+void KvReceiver::Impl::note_done(ReceiverLink* link, RoomId id, const proto::RoomDone& done) {
   std::uint64_t request = 0;
-  if (const auto done = done_.find(received.envelope.room); done != done_.end()) {
-    request = done->second.request;
-    done_.erase(done);
-  } else if (ReceiverRoom* room = find_on(link, received.envelope.room);
+  if (const auto committed = done_.find(id); committed != done_.end()) {
+    request = committed->second.request;
+    done_.erase(committed);
+  } else if (ReceiverRoom* room = find_on(link, id);
              room != nullptr && room->state != room::RoomState::kFailed) {
     request = room->request.request;  // overtook the signal of the commit
   }
   if (request == 0) return metrics_.ignored_event();
   // Small rooms say nothing of large ones.
-  if (body->bytes >= Gathering::kMuch && body->writes != 0) {
-    link->write_bytes = body->bytes / body->writes;
+  if (done.bytes >= Gathering::kMuch && done.writes != 0) {
+    link->write_bytes = done.bytes / done.writes;
   }
   constexpr std::uint64_t kMost = std::uint64_t{1} << 62;
   Report report;
   report.request = request;
   report.timings =
-      RoomTimings{Duration(static_cast<std::int64_t>(std::min(body->transfer_total_ns, kMost))),
-                  Duration(static_cast<std::int64_t>(std::min(body->transfer_exposed_ns, kMost)))};
+      RoomTimings{Duration(static_cast<std::int64_t>(std::min(done.transfer_total_ns, kMost))),
+                  Duration(static_cast<std::int64_t>(std::min(done.transfer_exposed_ns, kMost)))};
   reports_.push_back(std::move(report));
 }
 

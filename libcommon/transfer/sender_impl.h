@@ -67,8 +67,9 @@ struct SenderLink {
   std::set<RoomId> rooms;
   std::vector<RoomId> closing;  // computed, record not yet queued
   // Not sent yet: nobody waits for a RoomDone (an answer shows it if it comes in time), and each
-  // message by itself wakes threads on both sides. It goes with the next message, or at done_due.
-  std::vector<std::pair<RoomId, proto::RoomDone>> done;
+  // message wakes threads on both sides. It goes in the next RoomOpened, with any other message, or
+  // at done_due.
+  std::vector<proto::EndedRoom> done;
   TimePoint done_due = kNever;
   std::uint64_t new_bytes = 0;  // completed, not yet in the metrics
   Status end;                   // not ok: ends in settle()
@@ -150,6 +151,7 @@ struct KvSender::Impl {
   void post_test(SenderLink* link);
   template <typename Message>
   void send(SenderLink* link, RoomId room, const Message& message);
+  std::vector<proto::EndedRoom> take_done(SenderLink* link);
   void send_done(SenderLink* link);
 
   // sender_rooms.cc

@@ -311,11 +311,13 @@ void KvSender::Impl::post_test(SenderLink* link) {
   link->test_posted = true;
 }
 
-void KvSender::Impl::send_done(SenderLink* link) {
-  std::vector<std::pair<RoomId, proto::RoomDone>> done;
-  done.swap(link->done);  // so that send() finds none
+std::vector<proto::EndedRoom> KvSender::Impl::take_done(SenderLink* link) {
   link->done_due = kNever;
-  for (const auto& [room, message] : done) send(link, room, message);
+  return std::exchange(link->done, {});
+}
+
+void KvSender::Impl::send_done(SenderLink* link) {
+  for (const auto& [room, done] : take_done(link)) send(link, RoomId{room}, done);
 }
 
 void KvSender::Impl::tend_link(SenderLink* link, TimePoint now) {

@@ -109,7 +109,7 @@ void KvSender::Impl::on_open_room(SenderLink* link, const control::Received& rec
 
 void KvSender::Impl::meet(SenderRoom* room, bool allocated) {
   room->met = true;
-  send(room->link, room->id, proto::RoomOpened{room->request, allocated});
+  send(room->link, room->id, proto::RoomOpened{room->request, allocated, take_done(room->link)});
   log_info("room opened",
            {{"room", room->id}, {"peer", room->link->peer}, {"tokens", room->tokens}});
 }
@@ -262,8 +262,9 @@ void KvSender::Impl::act(SenderRoom* room, room::Action action) {
       done.writes = room->writes;
       SenderLink* const link = room->link;
       if (link->done.empty()) link->done_due = clock_->now() + kDoneDelay;
-      link->done.emplace_back(room->id, done);
-      if (draining_) send_done(link);  // the process ends with its last room
+      link->done.push_back({room->id.value, done});
+      // The process ends with its last room.
+      if (draining_ || link->done.size() == proto::RoomOpened::kMaxDone) send_done(link);
       break;
     }
     case kFinish:

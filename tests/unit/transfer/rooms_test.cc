@@ -74,7 +74,7 @@ Duration until_timed(World* world, Prefill* prefill, Decode* decode,
   return world->clock.now() - over;
 }
 
-TEST_CASE("rooms: RoomDone goes with the next message, or half a millisecond later") {
+TEST_CASE("rooms: what RoomDone says goes with the next message, or half a millisecond later") {
   World world(1, {});
   Prefill& prefill = world.add_prefill();
   Decode& decode = world.add_decode();
@@ -101,6 +101,50 @@ TEST_CASE("rooms: RoomDone goes with the next message, or half a millisecond lat
     });
     CHECK(waited < 2 * way);
   }
+  settle(&world);
+}
+
+TEST_CASE("rooms: the next RoomOpened tells of the rooms that ended before") {
+  World world(1, {});
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const std::uint64_t first = decode.request(prefill.address, 30, kMinute);
+  REQUIRE(world.run_until([&] { return !prefill.outcomes.empty(); }));
+  (void)decode.request(prefill.address, 30, kMinute);
+  decode.stopped = true;
+  world.run(3 * world.options.channel.latency);
+  std::vector<control::Received> came;
+  while (auto message = decode.messenger->receive()) came.push_back(std::move(*message));
+  // One message, where each would wake threads on both sides.
+  REQUIRE(came.size() == 1);
+  const auto opened = proto::decode_body<proto::RoomOpened>(came[0].envelope);
+  REQUIRE(opened.ok());
+  REQUIRE(opened->done.size() == 1);
+  CHECK(opened->done[0].room == decode.requests[first].committed.room.value);
+  CHECK(opened->done[0].done.bytes == prefill.outcomes.begin()->second.bytes);
+  CHECK_FALSE(decode.requests[first].timed);
+  decode.stopped = false;
+  decode.receiver->on_message(came[0]);
+  CHECK(world.run_until([&] { return decode.requests[first].timed; }));
+  settle(&world);
+}
+
+TEST_CASE("rooms: more ended rooms than one RoomOpened tells of do not wait for one") {
+  constexpr std::size_t kMost = proto::RoomOpened::kMaxDone, kRooms = kMost + 6;
+  WorldOptions options;
+  options.prefill_pages = options.decode_pages = options.slots = kRooms;
+  options.chunk_time = Duration(1'000);
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  for (std::size_t i = 0; i < kRooms; ++i) (void)decode.request(prefill.address, 3, kMinute);
+  REQUIRE(world.run_until([&] { return prefill.outcomes.size() == kRooms; }));
+  world.run(2 * options.channel.latency);
+  std::size_t timed = 0;
+  for (const auto& [id, request] : decode.requests) timed += request.timed ? 1 : 0;
+  CHECK(timed == kMost);
   settle(&world);
 }
 
