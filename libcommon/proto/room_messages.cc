@@ -77,7 +77,7 @@ static Status validate(const RoomDone&) { return {}; }
 
 template <typename V>
 void fields(V& v, Is<EndedRoom> auto& m) {
-  v.must("room", m.room, Uint{});
+  v.must("room", m.room, Uint{1, std::uint64_t{INT64_MAX}});
   fields(v, m.done);
 }
 

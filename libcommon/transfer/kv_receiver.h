@@ -61,7 +61,8 @@ struct CommittedRoom {
   TimePoint validated;  // decode's clock: the record and the digest were found good
 };
 
-// Prefill's last timings (RoomDone); may come after the request is over, or never.
+// Prefill's last timings (RoomDone, or a later RoomOpened); may come after the request is over, or
+// never.
 struct RoomTimings {
   Duration transfer_total{0}, transfer_exposed{0};
 };

@@ -67,9 +67,9 @@ struct SenderLink {
   std::set<RoomId> rooms;
   std::vector<RoomId> closing;  // computed, record not yet queued
   // Not sent yet: nobody waits for a RoomDone (an answer shows it if it comes in time), and each
-  // message wakes threads on both sides. It goes in the next RoomOpened, with any other message, or
-  // at done_due.
-  std::vector<proto::EndedRoom> done;
+  // message wakes threads on both sides. RoomOpened tells of them, or RoomDone of each where it
+  // does not come by done_due, another message comes before it, or more ended than it holds.
+  std::vector<proto::EndedRoom> done;  // at most RoomOpened::kMaxDone
   TimePoint done_due = kNever;
   std::uint64_t new_bytes = 0;  // completed, not yet in the metrics
   Status end;                   // not ok: ends in settle()

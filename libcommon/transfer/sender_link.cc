@@ -1,6 +1,7 @@
 // Links of KvSender: Register, the test write, sequence and liveness, the end.
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "base/log.h"
 #include "proto/ops_messages.h"

@@ -261,10 +261,10 @@ void KvSender::Impl::act(SenderRoom* room, room::Action action) {
       done.bytes = room->bytes;
       done.writes = room->writes;
       SenderLink* const link = room->link;
+      if (link->done.size() == proto::RoomOpened::kMaxDone) send_done(link);
       if (link->done.empty()) link->done_due = clock_->now() + kDoneDelay;
       link->done.push_back({room->id.value, done});
-      // The process ends with its last room.
-      if (draining_ || link->done.size() == proto::RoomOpened::kMaxDone) send_done(link);
+      if (draining_) send_done(link);  // the process ends with its last room
       break;
     }
     case kFinish:

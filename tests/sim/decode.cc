@@ -221,8 +221,9 @@ void Decode::on_failed(std::uint64_t id, Status why, bool retryable) {
   request.retryable = retryable;
 }
 
-void Decode::on_timings(std::uint64_t id, const transfer::RoomTimings&) {
+void Decode::on_timings(std::uint64_t id, const transfer::RoomTimings& timings) {
   requests[id].timed = true;
+  requests[id].timings = timings;
 }
 
 void Decode::on_pages_freed() {

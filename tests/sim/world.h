@@ -137,7 +137,8 @@ struct Request {
   Status why;
   bool retryable = false;
   transfer::CommittedRoom committed;
-  bool timed = false;  // RoomDone came
+  bool timed = false;  // prefill's timings came
+  transfer::RoomTimings timings;
 };
 
 class Decode final : public transfer::ReceiverHost {

@@ -281,6 +281,28 @@ TEST_CASE("decoding: the pages of OpenRoom keep the rules of Allocate, and may b
   refused<OpenRoom>(open(array({num(5), num(2)}), 1u << 20), "OpenRoom.slot");
 }
 
+TEST_CASE("decoding: RoomOpened tells of few ended rooms, each with an id") {
+  const auto ended = [](std::uint64_t room) {
+    return map({{"room", num(room)},
+                {"transfer_total_ns", num(1)},
+                {"transfer_exposed_ns", num(1)},
+                {"commit_posted_ns", num(1)},
+                {"bytes", num(1)},
+                {"writes", num(1)}});
+  };
+  const auto opened = [](const std::vector<std::string>& done) {
+    return map({{"request", num(1)}, {"done", array(done)}});
+  };
+  const std::size_t most = RoomOpened::kMaxDone;
+  CHECK(read<RoomOpened>(map({{"request", num(1)}}))->done.empty());
+  CHECK(read<RoomOpened>(opened({most, ended(7)}))->done.size() == most);
+  refused<RoomOpened>(opened({most + 1, ended(7)}), "done: too many");
+  refused<RoomOpened>(opened({ended(0)}), "RoomOpened.done.room: 0 is not within 1..");
+  refused<RoomOpened>(opened({ended(1ull << 63)}), "is not within 1..");
+  refused<RoomOpened>(opened({map({{"room", num(7)}})}), "done.transfer_total_ns: missing");
+  refused<RoomOpened>(opened({num(7)}), "RoomOpened.done: not a map");
+}
+
 TEST_CASE("decoding: a prompt is whole tokens, at least one, none negative") {
   const auto open = [](const std::string& prompt) {
     return map(

@@ -105,28 +105,38 @@ TEST_CASE("rooms: what RoomDone says goes with the next message, or half a milli
 }
 
 TEST_CASE("rooms: the next RoomOpened tells of the rooms that ended before") {
-  World world(1, {});
+  WorldOptions options;
+  options.chunk_time = Duration(1'000);
+  World world(1, options);
   Prefill& prefill = world.add_prefill();
   Decode& decode = world.add_decode();
   REQUIRE(world.run_until([&] { return world.links_ready(); }));
-  const std::uint64_t first = decode.request(prefill.address, 30, kMinute);
-  REQUIRE(world.run_until([&] { return !prefill.outcomes.empty(); }));
+  std::vector<std::uint64_t> ids;
+  for (const std::uint32_t tokens : {30, 90, 150}) {
+    ids.push_back(decode.request(prefill.address, tokens, kMinute));
+  }
+  REQUIRE(world.run_until([&] { return prefill.outcomes.size() == ids.size(); }));
   (void)decode.request(prefill.address, 30, kMinute);
   decode.stopped = true;
-  world.run(3 * world.options.channel.latency);
+  world.run(3 * options.channel.latency);
   std::vector<control::Received> came;
   while (auto message = decode.messenger->receive()) came.push_back(std::move(*message));
   // One message, where each would wake threads on both sides.
   REQUIRE(came.size() == 1);
-  const auto opened = proto::decode_body<proto::RoomOpened>(came[0].envelope);
-  REQUIRE(opened.ok());
-  REQUIRE(opened->done.size() == 1);
-  CHECK(opened->done[0].room == decode.requests[first].committed.room.value);
-  CHECK(opened->done[0].done.bytes == prefill.outcomes.begin()->second.bytes);
-  CHECK_FALSE(decode.requests[first].timed);
+  REQUIRE(came[0].envelope.type == proto::MessageType::kRoomOpened);
   decode.stopped = false;
   decode.receiver->on_message(came[0]);
-  CHECK(world.run_until([&] { return decode.requests[first].timed; }));
+  CHECK(world.run_until([&] { return decode.requests[ids.back()].timed; }));
+  std::set<Duration> totals;
+  for (const std::uint64_t id : ids) {
+    const Request& request = decode.requests[id];
+    REQUIRE(request.timed);
+    const auto& outcome = prefill.outcomes.at(request.committed.room);
+    CHECK(request.timings.transfer_total == outcome.transfer_total);
+    CHECK(request.timings.transfer_exposed == outcome.transfer_exposed);
+    totals.insert(outcome.transfer_total);
+  }
+  CHECK(totals.size() == ids.size());  // each got its own
   settle(&world);
 }
 
