@@ -5,6 +5,8 @@
   test_bench_pages.py peer      a kvd-probe serve as the sending side
   test_bench_pages.py ceiling   its ceiling against plain writes without kvd: --pairs N alternating
                                 measurements, whose median ratio must lie within --within LOW,HIGH
+                                Under bbr run it where net.ipv4.tcp_wmem ends at 1 MiB: kvd's connections
+                                have such send buffers there anyway, and bbr paces what waits in longer ones
 """
 import argparse
 import json
