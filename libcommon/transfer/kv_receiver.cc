@@ -311,14 +311,15 @@ TimePoint KvReceiver::next_deadline() const {
 
 void KvReceiver::wait_fds(std::vector<int>* out) const {
   for (const auto& [address, link] : impl_->links_) {
-    if (link->endpoint == nullptr || link->gathering.active()) continue;
+    if (link->endpoint == nullptr || link->gathering.lasts_asleep()) continue;
     if (const int fd = link->endpoint->wait_fd(); fd >= 0) out->push_back(fd);
   }
 }
 
 bool KvReceiver::may_wait() {
   for (auto& [address, link] : impl_->links_) {
-    if (link->endpoint == nullptr || link->gathering.active()) continue;
+    if (link->endpoint == nullptr || link->gathering.lasts_asleep()) continue;
+    link->gathering.end();
     if (!link->endpoint->may_wait()) return false;
   }
   return true;

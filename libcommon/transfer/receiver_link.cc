@@ -469,7 +469,7 @@ void KvReceiver::Impl::tend_link(ReceiverLink* link, TimePoint now) {
 }
 
 bool KvReceiver::Impl::may_gather(const ReceiverLink& link) {
-  if (link.write_bytes < Gathering::kLongWrite) return false;
+  if (link.write_bytes < Gathering::kLongAwake) return false;
   std::uint64_t bytes = 0;
   for (const RoomKey key : link.rooms) {
     const ReceiverRoom* room = find(key);
@@ -504,7 +504,7 @@ bool KvReceiver::Impl::poll_endpoint(ReceiverLink* link) {
     busy = busy || count != 0;
     if (count == completions_.size()) continue;
     if (took >= Gathering::kLongLook && may_gather(*link)) {
-      link->gathering.begin(began);
+      link->gathering.begin(began, link->write_bytes >= Gathering::kLongWrite);
       break;
     }
     if (count != 0 || --looks == 0) break;

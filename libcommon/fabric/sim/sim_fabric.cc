@@ -7,7 +7,6 @@ namespace kvd::fabric {
 namespace {
 
 constexpr std::uint32_t kIovLimit = 4;
-constexpr std::uint64_t kMaxWrite = 1u << 20;
 
 using Impl = SimFabric::Impl;
 using ImplPtr = std::shared_ptr<Impl>;
@@ -49,7 +48,8 @@ class SimEndpoint final : public Endpoint {
     for (const RemotePiece& piece : request.remote) remote_bytes += piece.bytes;
     if (request.local.empty() || request.local.size() > kIovLimit || request.remote.empty() ||
         request.remote.size() > kIovLimit || op.total == 0 || op.total != remote_bytes ||
-        op.total > kMaxWrite || (request.remote_data && !impl_->faults.remote_cq_data) ||
+        op.total > impl_->faults.max_write_bytes ||
+        (request.remote_data && !impl_->faults.remote_cq_data) ||
         !impl_->endpoints.contains(peer)) {
       return invalid_argument("sim: a write that no provider would take");
     }
@@ -114,7 +114,7 @@ class SimDomain final : public Domain {
     capabilities_.region_close_fences = !faults.land_after_region_close;
     capabilities_.iov_limit = kIovLimit;
     capabilities_.rma_iov_limit = kIovLimit;
-    capabilities_.max_write_bytes = kMaxWrite;
+    capabilities_.max_write_bytes = faults.max_write_bytes;
     capabilities_.max_inflight_ops = faults.max_inflight_ops;
   }
 

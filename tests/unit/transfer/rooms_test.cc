@@ -431,6 +431,45 @@ TEST_CASE("rooms: bytes gather after a long look, where writes are long and room
   settle(&world);
 }
 
+TEST_CASE("rooms: for shorter writes bytes gather only while decode polls") {
+  using transfer::Gathering;
+  WorldOptions options;
+  options.layout = wide_layout();  // pages of 512 KiB
+  options.fabric.look_time = Gathering::kLongLook;
+  options.fabric.max_write_bytes = GENERATE(256u << 10, 512u << 10);  // either side of kLongAwake
+  options.transfer.stream = false;
+  CAPTURE(options.fabric.max_write_bytes);
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const std::uint64_t first = decode.request(prefill.address, 225, kMinute);
+  REQUIRE(world.run_until([&] { return decode.requests[first].timed; }));
+  const std::uint64_t id = decode.request(prefill.address, 225, kMinute);
+  const auto looks = [&] {
+    const TimePoint before = world.clock.now();
+    decode.receiver->poll();
+    return (world.clock.now() - before) / options.fabric.look_time;
+  };
+  const TimePoint before = world.clock.now();
+  if (options.fabric.max_write_bytes < Gathering::kLongAwake) {
+    CHECK(looks() == 4);
+  } else {
+    CHECK(looks() == 1);
+    CHECK(decode.receiver->next_deadline() != before + Gathering::kAsleep);
+    CHECK(looks() == 0);
+    SECTION("it goes on") {
+      world.clock.advance(Gathering::kAwake - options.fabric.look_time - Duration(1));
+      CHECK(looks() == 0);
+      world.clock.advance(Duration(1));
+    }
+    SECTION("it goes to sleep, and is woken") { CHECK(decode.receiver->may_wait()); }
+    CHECK(looks() == 1);
+  }
+  CHECK(wait_for(&world, &decode, id).outcome == Outcome::kCommitted);
+  settle(&world);
+}
+
 TEST_CASE("rooms: many at once share slots and source pages in line, none is lost") {
   WorldOptions options;
   options.slots = 3;
