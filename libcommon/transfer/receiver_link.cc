@@ -469,7 +469,9 @@ void KvReceiver::Impl::tend_link(ReceiverLink* link, TimePoint now) {
 }
 
 bool KvReceiver::Impl::may_gather(const ReceiverLink& link) {
-  if (link.write_bytes < Gathering::kLongAwake) return false;
+  // Between hosts under bbr a provider wants shorter writes, and each answer at once.
+  const bool answers = link.domain->capabilities().best_write_bytes < Gathering::kLongWrite;
+  if (link.write_bytes < (answers ? Gathering::kLongWrite : Gathering::kLongAwake)) return false;
   std::uint64_t bytes = 0;
   for (const RoomKey key : link.rooms) {
     const ReceiverRoom* room = find(key);

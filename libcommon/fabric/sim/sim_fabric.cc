@@ -115,6 +115,7 @@ class SimDomain final : public Domain {
     capabilities_.iov_limit = kIovLimit;
     capabilities_.rma_iov_limit = kIovLimit;
     capabilities_.max_write_bytes = faults.max_write_bytes;
+    capabilities_.best_write_bytes = faults.best_write_bytes;
     capabilities_.max_inflight_ops = faults.max_inflight_ops;
   }
 
