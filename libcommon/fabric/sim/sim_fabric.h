@@ -37,7 +37,7 @@ struct SimFaults {
   std::uint64_t bytes_per_s = 10'000'000'000;
   std::uint64_t piece_bytes = 64 * 1024;
   std::uint32_t max_inflight_ops = 64;
-  std::uint64_t max_write_bytes = 1u << 20, best_write_bytes = 1u << 20;
+  std::uint64_t max_write_bytes = 1u << 20, best_write_bytes = 1u << 20;  // as Capabilities
   Duration look_time{0};  // of a poll(): the clock moves by it
   // `local`; the faults above that it cannot have must be off, and there is no partition.
   bool target_pulls = false;

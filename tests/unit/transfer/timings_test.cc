@@ -1,0 +1,142 @@
+// What prefill tells of a room that ended: with which message, and when.
+#include <functional>
+#include <set>
+#include <vector>
+
+#include "proto/room_messages.h"
+#include "world_checks.h"
+
+namespace kvd::sim {
+namespace {
+
+// From the moment that prefill's first room was over until decode had its RoomDone; `more` is done
+// at that moment.
+Duration until_timed(World* world, Prefill* prefill, Decode* decode,
+                     const std::function<void()>& more) {
+  REQUIRE(world->run_until([&] { return world->links_ready(); }));
+  const std::uint64_t id = decode->request(prefill->address, 30, kMinute);
+  REQUIRE(world->run_until([&] { return !prefill->outcomes.empty(); }));
+  const TimePoint over = world->clock.now();
+  more();
+  REQUIRE(world->run_until([&] { return decode->requests[id].timed; }));
+  return world->clock.now() - over;
+}
+
+TEST_CASE("timings: what RoomDone says goes with the next message, or half a millisecond later") {
+  World world(1, {});
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  const Duration way = world.options.channel.latency;
+  SECTION("nothing follows") {
+    const Duration waited = until_timed(&world, &prefill, &decode, [] {});
+    CHECK(waited >= Duration(500'000));
+    CHECK(waited < Duration(500'000) + 2 * way);
+  }
+  SECTION("a room is opened") {
+    const Duration waited = until_timed(
+        &world, &prefill, &decode, [&] { (void)decode.request(prefill.address, 30, kMinute); });
+    CHECK(waited >= 2 * way);
+    CHECK(waited < 4 * way);
+  }
+  SECTION("prefill drains, and ends with its last room") {
+    REQUIRE(world.run_until([&] { return world.links_ready(); }));
+    const bool before = GENERATE(true, false);
+    const auto drain = [&] { prefill.sender->drain(); };
+    if (before) world.at(world.clock.now() + 2 * way, drain);
+    const Duration waited = until_timed(&world, &prefill, &decode, [&] {
+      CHECK(prefill.sender->idle());
+      if (!before) drain();
+    });
+    CHECK(waited < 2 * way);
+  }
+  settle(&world);
+}
+
+TEST_CASE("timings: the next RoomOpened tells of the rooms that ended before") {
+  WorldOptions options;
+  options.chunk_time = Duration(1'000);
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  std::vector<std::uint64_t> ids;
+  for (const std::uint32_t tokens : {30, 90, 150}) {
+    ids.push_back(decode.request(prefill.address, tokens, kMinute));
+  }
+  REQUIRE(world.run_until([&] { return prefill.outcomes.size() == ids.size(); }));
+  (void)decode.request(prefill.address, 30, kMinute);
+  decode.stopped = true;
+  world.run(3 * options.channel.latency);
+  std::vector<control::Received> came;
+  while (auto message = decode.messenger->receive()) came.push_back(std::move(*message));
+  // One message, where each would wake threads on both sides.
+  REQUIRE(came.size() == 1);
+  REQUIRE(came[0].envelope.type == proto::MessageType::kRoomOpened);
+  decode.stopped = false;
+  decode.receiver->on_message(came[0]);
+  CHECK(world.run_until([&] { return decode.requests[ids.back()].timed; }));
+  std::set<Duration> totals;
+  for (const std::uint64_t id : ids) {
+    const Request& request = decode.requests[id];
+    REQUIRE(request.timed);
+    const auto& outcome = prefill.outcomes.at(request.committed.room);
+    CHECK(request.timings.transfer_total == outcome.transfer_total);
+    CHECK(request.timings.transfer_exposed == outcome.transfer_exposed);
+    totals.insert(outcome.transfer_total);
+  }
+  CHECK(totals.size() == ids.size());  // each got its own
+  settle(&world);
+}
+
+TEST_CASE("timings: more ended rooms than one RoomOpened tells of do not wait for one") {
+  constexpr std::size_t kMost = proto::RoomOpened::kMaxDone, kRooms = kMost + 6;
+  WorldOptions options;
+  options.prefill_pages = options.decode_pages = options.slots = kRooms;
+  options.chunk_time = Duration(1'000);
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  for (std::size_t i = 0; i < kRooms; ++i) (void)decode.request(prefill.address, 3, kMinute);
+  REQUIRE(world.run_until([&] { return prefill.outcomes.size() == kRooms; }));
+  world.run(2 * options.channel.latency);
+  std::size_t timed = 0;
+  for (const auto& [id, request] : decode.requests) timed += request.timed ? 1 : 0;
+  CHECK(timed == kMost);
+  settle(&world);
+}
+
+TEST_CASE("timings: RoomDone goes with a heartbeat, too") {
+  WorldOptions options;
+  options.transfer.heartbeat = Duration(100'000);
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  const Duration waited = until_timed(&world, &prefill, &decode, [] {});
+  CHECK(waited < options.transfer.heartbeat + 2 * options.channel.latency);
+  settle(&world);
+}
+
+TEST_CASE("timings: a RoomDone that waits when its link ends is of no later link") {
+  World world(1, {});
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const std::uint64_t first = decode.request(prefill.address, 30, kMinute);
+  REQUIRE(world.run_until([&] { return !prefill.outcomes.empty(); }));
+  REQUIRE(decode.requests[first].outcome == Outcome::kCommitted);
+  // A new Register of the same run ends the link while its RoomDone waits.
+  decode.receiver->remove_prefill(prefill.address);
+  REQUIRE(world.run_until([&] { return decode.receiver->prefills().empty(); }));
+  decode.receiver->add_prefill(prefill.address);
+  REQUIRE(world.run_until([&] { return world.links_ready(); }, kMinute));
+  const std::uint64_t third = decode.request(prefill.address, 30, kMinute);
+  CHECK(wait_for(&world, &decode, third).outcome == Outcome::kCommitted);
+  CHECK(world.run_until([&] { return decode.requests[third].timed; }));
+  CHECK_FALSE(decode.requests[first].timed);
+  CHECK(world.links_ready());
+  settle(&world);
+}
+
+}  // namespace
+}  // namespace kvd::sim
