@@ -9,15 +9,22 @@
 // pages of 64 KiB, four a write, 6.0 -> 2.2 GB/s asleep). Who polls may pause for shorter ones than
 // who sleeps, since its pause is half as long (128 KiB, four a write, GB/s, reno and bbr: polling
 // 6.7 -> 7.1 and 6.0 -> 6.4, asleep 6.2 -> 3.7 and 5.6 -> 3.4): such a pause ends when it goes to
-// sleep. How long they are is known from rooms that ended: the first one on a link does not gather.
-// What comes last waits, too: so a link's rooms must be large together. All this was measured on
-// the loopback, under reno and bbr, and between namespaces under bbr, where pauses slow it down
-// (768 KiB a write 5.4 -> 4.4 GB/s): there nothing gathers, as its writes are shorter than
-// kLongWrite (best_write_bytes). Between hosts a pause is another 25 us.
+// sleep. How long they are is known from rooms that ended.
+// What comes last waits, too: so a link's rooms must be large together.
+//
+// Whether it pays at all is a matter of the processor: on a Zen 5 it does (GB/s, 16 pages of 720
+// KiB, polling, bbr 6.5 -> 7.0); on a Xeon with 2 MiB of L2 and, as a virtual machine, 35 us for
+// each sleep it does not (polling 5.7 -> 5.4, asleep 5.6 -> 4.3). So it is tried out:
+// GatheringTrial. All this was measured on the loopback, under reno and bbr, and between namespaces
+// under bbr, where pauses slow it down (768 KiB a write 5.4 -> 4.4 GB/s): there nothing gathers, as
+// its writes are shorter than kLongWrite (best_write_bytes). Between hosts a pause is another 25
+// us.
 //
 // Calling thread: that of the endpoint.
 #pragma once
 
+#include <array>
+#include <cstddef>
 #include <cstdint>
 
 #include "base/clock.h"
@@ -33,7 +40,7 @@ class Gathering {
   // costs, too.
   static constexpr Duration kAwake{25'000}, kAsleep{50'000};
   // Several pauses' worth, of who polls and of who sleeps.
-  static constexpr std::uint64_t kLongAwake = 384u << 10, kLongWrite = 1u << 20;
+  static constexpr std::uint64_t kLongAwake = 320u << 10, kLongWrite = 1u << 20;
   // Bytes of a link's rooms: take ten times as long as a pause, or longer.
   static constexpr std::uint64_t kMuch = 4u << 20;
 
@@ -52,6 +59,57 @@ class Gathering {
  private:
   TimePoint since_ = kNever;
   bool asleep_ = false;
+};
+
+// Whether a link gathers, found by trying: some rooms without, some with, as many again in the
+// other order, so that what drifts weighs on both alike; then it keeps to what moved more bytes in
+// the time that the link had rooms, until it tries again.
+class GatheringTrial {
+ public:
+  // Rooms of each of the four parts, and between two trials: one room in 32 has what is worse.
+  static constexpr std::uint32_t kRooms = 8, kKept = 15 * 4 * kRooms;
+
+  bool gathers() const { return part_ < kParts ? kWith[part_] : pays_; }
+  // The link has its first room, or none any more.
+  void busy(TimePoint now) { since_ = now; }
+  void idle(TimePoint now) { note_time(now); }
+  // A room's bytes have landed.
+  void landed(std::uint64_t bytes, TimePoint now) {
+    if (part_ == kParts) {
+      if (++rooms_ < kKept) return;
+      sums_ = {};
+      part_ = rooms_ = 0;
+      since_ = now;
+      return;
+    }
+    Sum& sum = sums_[kWith[part_] ? 1 : 0];
+    sum.bytes += static_cast<double>(bytes);
+    if (++rooms_ < kRooms) return;
+    note_time(now);
+    since_ = now;
+    rooms_ = 0;
+    if (++part_ == kParts) pays_ = sums_[1].bytes * sums_[0].ns > sums_[0].bytes * sums_[1].ns;
+  }
+
+ private:
+  static constexpr std::uint32_t kParts = 4;
+  static constexpr std::array<bool, kParts> kWith{false, true, true, false};
+  struct Sum {
+    double bytes = 0, ns = 0;
+  };
+
+  void note_time(TimePoint now) {
+    if (since_ == kNever) return;
+    if (part_ < kParts)
+      sums_[kWith[part_] ? 1 : 0].ns += static_cast<double>((now - since_).count());
+    since_ = kNever;
+  }
+
+  TimePoint since_ = kNever;  // rooms; kNever: none
+  std::array<Sum, 2> sums_;   // without, with
+  std::uint32_t part_ = 0;    // kParts: kept
+  std::uint32_t rooms_ = 0;   // of this part
+  bool pays_ = false;
 };
 
 }  // namespace kvd::transfer

@@ -180,6 +180,7 @@ Status KvReceiver::open_room(const std::string& prefill_address, RoomRequest req
   if (!sent.ok()) return sent;
   impl_->next_deadline_ = std::min(impl_->next_deadline_, room->request.deadline);
   impl_->by_request_[room->request.request] = room->key;
+  if (link->rooms.empty()) link->trial.busy(now);
   link->rooms.insert(room->key);
   impl_->metrics_.enter(room->state, room->drain);
   ReceiverRoom* placed = (impl_->rooms_[room->key] = std::move(room)).get();

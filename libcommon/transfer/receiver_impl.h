@@ -47,6 +47,7 @@ struct ReceiverLink {
   std::optional<SlotLease> test;
   proto::Register request;
   Gathering gathering;
+  GatheringTrial trial;
   std::uint64_t write_bytes =
       0;  // of the last large room that ended well, in the mean; 0: none yet
   LinkSequence sequence;
@@ -127,6 +128,7 @@ struct KvReceiver::Impl {
   void heartbeat(ReceiverLink* link, TimePoint now);
   void tend_link(ReceiverLink* link, TimePoint now);
   bool poll_endpoint(ReceiverLink* link);
+  static bool has_long_writes(const ReceiverLink& link);
   bool may_gather(const ReceiverLink& link);
   template <typename Message>
   void send(ReceiverLink* link, RoomId room, const Message& message);

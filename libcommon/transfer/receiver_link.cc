@@ -376,6 +376,7 @@ void KvReceiver::Impl::close_link(ReceiverLink* link) {
   link->region.reset();
   link->endpoint.reset();
   link->gathering.end();
+  link->trial = {};
   link->write_bytes = 0;
   // A test slot that no proof covers stays out of use for the life of the process.
   if (link->test && (fence_proof_ || link->request.epoch == 0)) slots_.free(*link->test);
@@ -468,10 +469,14 @@ void KvReceiver::Impl::tend_link(ReceiverLink* link, TimePoint now) {
   if (link->removing && link->rooms.empty()) note_end(link, unavailable("the prefill was removed"));
 }
 
-bool KvReceiver::Impl::may_gather(const ReceiverLink& link) {
+bool KvReceiver::Impl::has_long_writes(const ReceiverLink& link) {
   // Between hosts under bbr a provider wants shorter writes, and each answer at once.
   const bool answers = link.domain->capabilities().best_write_bytes < Gathering::kLongWrite;
-  if (link.write_bytes < (answers ? Gathering::kLongWrite : Gathering::kLongAwake)) return false;
+  return link.write_bytes >= (answers ? Gathering::kLongWrite : Gathering::kLongAwake);
+}
+
+bool KvReceiver::Impl::may_gather(const ReceiverLink& link) {
+  if (!has_long_writes(link) || !link.trial.gathers()) return false;
   std::uint64_t bytes = 0;
   for (const RoomKey key : link.rooms) {
     const ReceiverRoom* room = find(key);

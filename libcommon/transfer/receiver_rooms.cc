@@ -188,6 +188,10 @@ void KvReceiver::Impl::on_record(ReceiverLink* link, std::uint32_t slot, std::ui
     log_error("commit record refused", {{"room", room->id}, {"why", checked.message()}});
     room->why = checked;
     room->retryable = true;
+  } else if (has_long_writes(*link)) {
+    link->trial.landed(
+        pool_->layout().page_bytes() * pool_->layout().pages_for(room->request.prompt.size()),
+        clock_->now());
   }
   apply(room, checked.ok() ? room::Event::kCommit : room::Event::kBadCommit);
 }
@@ -459,6 +463,7 @@ void KvReceiver::Impl::lease_slots() {
 void KvReceiver::Impl::forget(ReceiverRoom* room) {
   if (room->link != nullptr) {
     room->link->rooms.erase(room->key);
+    if (room->link->rooms.empty()) room->link->trial.idle(clock_->now());
     if (room->id) room->link->by_room.erase(room->id);
   }
   metrics_.leave(room->state, room->drain);

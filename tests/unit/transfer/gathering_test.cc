@@ -7,6 +7,59 @@ namespace kvd::sim {
 namespace {
 
 using transfer::Gathering;
+using transfer::GatheringTrial;
+
+// Rooms of a link follow each other, with a pause before each; those without gathering take
+// `without`, the others `with`.
+struct Rooms {
+  Rooms(Duration without_it, Duration with_it) : without(without_it), with(with_it) {}
+
+  GatheringTrial trial;
+  TimePoint now{1'000};
+  Duration without, with;
+  std::string seen;
+
+  void run(std::uint32_t count) {
+    for (std::uint32_t i = 0; i < count; ++i) {
+      now = now + Duration(50'000);
+      trial.busy(now);
+      now = now + (trial.gathers() ? with : without);
+      seen += trial.gathers() ? '+' : '-';
+      trial.landed(8u << 20, now);
+      trial.idle(now);
+    }
+  }
+};
+
+TEST_CASE("gathering: a link keeps what moved more bytes in the time that it had rooms") {
+  const bool pays = GENERATE(false, true);
+  Rooms rooms(Duration(pays ? 1'010'000 : 1'000'000), Duration(pays ? 1'000'000 : 1'010'000));
+  constexpr std::uint32_t kRooms = GatheringTrial::kRooms;
+  rooms.run(4 * kRooms);
+  const std::string tried =
+      std::string(kRooms, '-') + std::string(2 * kRooms, '+') + std::string(kRooms, '-');
+  CHECK(rooms.seen == tried);
+  rooms.seen.clear();
+  rooms.run(GatheringTrial::kKept);
+  CHECK(rooms.seen == std::string(GatheringTrial::kKept, pays ? '+' : '-'));
+  // It is tried again, and what was measured before does not count.
+  rooms.seen.clear();
+  std::swap(rooms.with, rooms.without);
+  rooms.run(4 * kRooms + 1);
+  CHECK(rooms.seen == tried + (pays ? '-' : '+'));
+}
+
+TEST_CASE("gathering: what drifts meanwhile weighs on rooms with and without it alike") {
+  const bool pays = GENERATE(false, true);
+  const int part = GENERATE(-400, 400);  // of its time, by which a room differs from the last
+  Rooms rooms(Duration(pays ? 1'010'000 : 1'000'000), Duration(pays ? 1'000'000 : 1'010'000));
+  for (std::uint32_t i = 0; i < 4 * GatheringTrial::kRooms; ++i) {
+    rooms.run(1);
+    rooms.with += rooms.with / part;
+    rooms.without += rooms.without / part;
+  }
+  CHECK(rooms.trial.gathers() == pays);
+}
 
 TEST_CASE("gathering: bytes gather after a long look, where writes are long and rooms large") {
   WorldOptions options;
@@ -32,6 +85,14 @@ TEST_CASE("gathering: bytes gather after a long look, where writes are long and 
   decode.receiver->poll();
   CHECK(world.clock.now() == before + looks * options.fabric.look_time);  // nothing is known yet
   CHECK(world.run_until([&] { return decode.requests[first].timed; }));
+  // It is tried after as many large rooms without it.
+  for (std::uint32_t room = 0; room < GatheringTrial::kRooms; ++room) {
+    const std::uint64_t large = decode.request(prefill.address, 225, kMinute);
+    before = world.clock.now();
+    decode.receiver->poll();
+    CHECK(world.clock.now() == before + looks * options.fabric.look_time);
+    REQUIRE(world.run_until([&] { return decode.requests[large].timed; }));
+  }
   // A small room's short write says nothing of a large one's.
   const std::uint64_t small = decode.request(prefill.address, 32, kMinute);
   CHECK(world.run_until([&] { return decode.requests[small].timed; }));
@@ -71,8 +132,10 @@ TEST_CASE("gathering: for shorter writes bytes gather only while decode polls") 
   Prefill& prefill = world.add_prefill();
   Decode& decode = world.add_decode();
   REQUIRE(world.run_until([&] { return world.links_ready(); }));
-  const std::uint64_t first = decode.request(prefill.address, 225, kMinute);
-  REQUIRE(world.run_until([&] { return decode.requests[first].timed; }));
+  for (std::uint32_t room = 0; room <= GatheringTrial::kRooms; ++room) {
+    const std::uint64_t large = decode.request(prefill.address, 225, kMinute);
+    REQUIRE(world.run_until([&] { return decode.requests[large].timed; }));
+  }
   const std::uint64_t id = decode.request(prefill.address, 225, kMinute);
   const auto looks = [&] {
     const TimePoint before = world.clock.now();
