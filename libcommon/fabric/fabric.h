@@ -46,6 +46,9 @@ struct Capabilities {
   std::uint64_t max_write_bytes = 1u << 20;  // never above 4 MiB on TCP, else 1 MiB
   // Longer ones may be posted, and move slower. Not below a unit of the digest.
   std::uint64_t best_write_bytes = std::numeric_limits<std::uint64_t>::max();
+  // What a packet carries where packets are paced: a short one behind another waits for a timer.
+  // 0: they are not, or it is not known.
+  std::uint64_t packet_bytes = 0;
   std::uint32_t max_inflight_ops = 64;
   std::uint64_t max_inflight_bytes = 4u << 20;
 };

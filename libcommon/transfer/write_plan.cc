@@ -76,6 +76,19 @@ std::vector<Piece> cut_pages(const PageMap& map, kv::LayerGroup group, std::uint
   return pieces;
 }
 
+// How many of the next pieces share a write, all small or one alone.
+std::size_t pieces_of_write(std::span<const Piece> pieces, std::uint64_t small_below,
+                            std::uint64_t most, std::size_t most_pieces) {
+  std::uint64_t bytes = pieces[0].bytes;
+  std::size_t count = 1;
+  for (; count < std::min(most_pieces, pieces.size()); ++count) {
+    const Piece& piece = pieces[count];
+    bytes += piece.bytes;
+    if (pieces[0].bytes >= small_below || piece.bytes >= small_below || bytes > most) break;
+  }
+  return count;
+}
+
 }  // namespace
 
 std::vector<PageUnit> page_units(const kv::KvLayout& layout) {
@@ -91,6 +104,15 @@ std::vector<PageUnit> page_units(const kv::KvLayout& layout) {
   return units;
 }
 
+std::uint64_t too_many_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes) {
+  if (packet_bytes == 0 || bytes + kHeaderBytes <= packet_bytes) return 0;
+  // The header may make one packet more.
+  const std::uint64_t last = (bytes + kHeaderBytes) % packet_bytes;
+  if (last >= kLongPacket + kHeaderBytes) return 0;
+  constexpr std::uint64_t kAligned = 4096;
+  return (last + kLongPacket + kAligned - 1) / kAligned * kAligned;
+}
+
 std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup group,
                                              std::uint32_t first, std::uint32_t last,
                                              const fabric::Capabilities& capabilities) {
@@ -102,29 +124,35 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
       1, std::min(capabilities.max_write_bytes, capabilities.best_write_bytes));
   const std::size_t most_pieces =
       std::max<std::uint32_t>(1, std::min(capabilities.iov_limit, capabilities.rma_iov_limit));
-  const std::vector<Piece> pieces = cut_pages(map, group, first, last, most);
+  std::vector<Piece> pieces = cut_pages(map, group, first, last, most);
 
   const std::uint64_t small_below = capabilities.rdma ? kSmallBytes : most / 2 + 1;
-  const auto small_ones = static_cast<std::size_t>(std::count_if(
-      pieces.begin(), pieces.end(), [&](const Piece& p) { return p.bytes < small_below; }));
   std::vector<fabric::QueuedWrite> writes;
-  writes.reserve(pieces.size() - small_ones + small_ones / most_pieces + 1);
-  std::uint64_t open_bytes = 0;  // of the last write, while it may take more small pieces
-  for (const Piece& piece : pieces) {
-    const bool small = piece.bytes < small_below;
-    const bool joins = small && open_bytes != 0 && writes.back().local.size() < most_pieces &&
-                       open_bytes + piece.bytes <= most;
-    if (!joins) {
-      writes.emplace_back();
-      open_bytes = 0;
-      if (small) {
-        writes.back().local.reserve(most_pieces);
-        writes.back().remote.reserve(most_pieces);
-      }
+  for (std::size_t next = 0; next < pieces.size();) {
+    const std::size_t count = pieces_of_write({pieces.data() + next, pieces.size() - next},
+                                              small_below, most, most_pieces);
+    if (writes.empty()) writes.reserve(pieces.size() / count + 1);
+    fabric::QueuedWrite& write = writes.emplace_back();
+    write.local.reserve(count);
+    write.remote.reserve(count);
+    std::uint64_t bytes = 0;
+    for (const std::size_t end = next + count; next < end; ++next) {
+      const Piece& piece = pieces[next];
+      write.local.push_back({piece.from, piece.bytes});
+      write.remote.push_back({piece.to, piece.bytes, map.region.key});
+      bytes += piece.bytes;
     }
-    writes.back().local.push_back({piece.from, piece.bytes});
-    writes.back().remote.push_back({piece.to, piece.bytes, map.region.key});
-    if (small) open_bytes += piece.bytes;
+    const std::uint64_t less = too_many_for_packets(bytes, capabilities.packet_bytes);
+    Piece& back = pieces[next - 1];
+    if (less == 0 || back.bytes < less + kLongPacket || back.bytes >= small_below ||
+        next == pieces.size() || pieces[next].bytes >= small_below) {
+      continue;
+    }
+    // The beginning of its last piece goes with the next write: this one still ends with a unit.
+    write.local.back() = {back.from + less, back.bytes - less};
+    write.remote.back() = {back.to + less, back.bytes - less, map.region.key};
+    back.bytes = less;
+    --next;
   }
   return writes;
 }

@@ -8,6 +8,10 @@
 // small: each write costs a look and an answer, on TCP a header and a copy of 9000 bytes too
 // (measured in one cache: TCP writes of 64 KiB 3.5 GB/s, of 120 KiB 4.7, of 256 KiB 5.9, of 1
 // MiB 7.4, of 4 MiB 7.8; pages of 64 KiB on `local` one by one 14.1, sixteen to a write 15.3).
+//
+// Where packets are paced (Capabilities::packet_bytes) a write does not end with a short one, if it
+// can be helped: the beginning of its last piece goes with the next write. So it still ends where a
+// unit ends, whose last line is in the digest.
 #pragma once
 
 #include <cstdint>
@@ -26,6 +30,9 @@ constexpr std::uint64_t kMaxUnitBytes = 512u << 10;
 // Pieces below it share a write where a NIC writes; units below it have one line in a sampled
 // digest (digest.h).
 constexpr std::uint64_t kSmallBytes = 64u << 10;
+// A packet that takes longer to fill than pacing keeps it back, and what a provider's header may
+// add to a write.
+constexpr std::uint64_t kLongPacket = 24u << 10, kHeaderBytes = 256;
 
 // Bytes [begin, end) of a page.
 struct PageUnit {
@@ -43,6 +50,10 @@ struct PageMap {
   std::span<const PageIndex> destination;  // same length
   fabric::RemoteRegion region;             // page i of the peer at base + i * page_bytes
 };
+
+// By how many bytes a write of `bytes` is too long for its last packet to be a long one; 0: it is
+// one, or nothing is paced.
+std::uint64_t too_many_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes);
 
 // Layers of pages [first, last) of the prompt. All layers: `group` covers the layout.
 std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup group,

@@ -79,12 +79,14 @@ TEST_CASE("providers: tcp and rxm promise what was measured, and no more") {
     return long_ones ? std::numeric_limits<std::uint64_t>::max() : 768u << 10;
   };
   CHECK(what.best_write_bytes == best(true));
+  CHECK(what.packet_bytes == (bbr ? 65'483 : 0));
   int seen = 0;
   for (const ProviderDetails& there : list_providers()) {
     if (there.info.name != name) continue;
     INFO(there.info.address);
     const bool loopback = there.info.address.starts_with("127.") || there.info.address == "::1";
     CHECK(there.capabilities.best_write_bytes == best(loopback));
+    CHECK(there.capabilities.packet_bytes == (bbr && loopback ? 65'483 : 0));
     ++seen;
   }
   CHECK(seen != 0);

@@ -213,6 +213,7 @@ TEST_CASE("digest: sample sees every stream that was cut, wherever it was cut") 
   const bool whole = GENERATE(true, false);
   fabric::Capabilities capabilities = capabilities_of(4, GENERATE(1u << 20, 4u << 20));
   capabilities.best_write_bytes = GENERATE(768u << 10, 4u << 20);
+  capabilities.packet_bytes = GENERATE(0, 65'483);
   std::vector<fabric::QueuedWrite> writes;
   const std::vector<kv::LayerGroup> groups =
       whole ? std::vector{kv::LayerGroup{0, layout.layers}} : kv::layer_groups(layout);
@@ -313,6 +314,7 @@ TEST_CASE("write plan: a run of small pages is cut where a write is full, and wh
 TEST_CASE("write plan: each destination byte once, whatever the groups and chunks") {
   const auto pieces = GENERATE(1u, 4u);
   const auto largest = GENERATE(1u << 20, 4u << 20);
+  const auto packet_bytes = GENERATE(0u, 65'483u);
   const auto layout = GENERATE(layout_of(8, 8, 64), layout_of(30, 3, 64), layout_of(2, 1, 8));
   TestPool pool(layout, 12);
   const std::vector<PageIndex> source = {0, 1, 2, 5, 6, 9}, destination = {3, 4, 5, 6, 0, 1};
@@ -320,7 +322,9 @@ TEST_CASE("write plan: each destination byte once, whatever the groups and chunk
   std::vector<fabric::QueuedWrite> all;
   for (const kv::LayerGroup& group : kv::layer_groups(layout)) {
     for (const auto& [first, last] : {std::pair{0u, 2u}, std::pair{2u, 3u}, std::pair{3u, 6u}}) {
-      for (auto& write : plan_writes(map, group, first, last, capabilities_of(pieces, largest))) {
+      fabric::Capabilities capabilities = capabilities_of(pieces, largest);
+      capabilities.packet_bytes = packet_bytes;
+      for (auto& write : plan_writes(map, group, first, last, capabilities)) {
         all.push_back(std::move(write));
       }
     }
@@ -404,6 +408,58 @@ TEST_CASE("write plan: no write is longer than what moves best") {
   // Layers of 256 KiB, each a unit: three of them, and one.
   CHECK(most == 768 << 10);
   CHECK(writes.size() == 4);
+}
+
+TEST_CASE(
+    "write plan: where packets are paced, no write ends with a short one if it can be helped") {
+  struct Case {
+    kv::KvLayout layout;
+    kv::LayerGroup group;
+    std::uint64_t packet_bytes;
+    std::vector<std::uint64_t> kib;  // of the writes
+  };
+  const kv::KvLayout smol = layout_of(30, 3, 64);  // 24 KiB a layer
+  constexpr std::uint64_t kPacket = 65'483;
+  const auto given = GENERATE_COPY(
+      // Four pieces of 144 KiB are nine packets and 589 bytes.
+      Case{smol, {0, 6}, 0, {576, 432}},                        //
+      Case{smol, {0, 6}, kPacket, {548, 460}},                  //
+      Case{smol, {24, 27}, kPacket, {288, 216}},                // four and a half packets
+      Case{smol, {0, 30}, kPacket, {2852, 2188}},               //
+      Case{layout_of(8, 8, 128), {0, 1}, kPacket, {484, 412}},  //
+      Case{layout_of(1, 3, 64), {0, 1}, kPacket, {96, 72}},     // a packet and a half
+      Case{layout_of(1, 5, 32), {0, 1}, kPacket, {80, 60}},     // too small to be cut
+      Case{layout_of(2, 1, 64), {0, 2}, 256 << 10, {64, 48}},   // less than one packet
+      // Four packets, but for the header.
+      Case{layout_of(2, 8, 64), {0, 2}, (128 << 10) + 60, {484, 412}},
+      // Each alone.
+      Case{layout_of(10, 16, 128), {0, 10}, kPacket, {2560, 2560, 2560, 2560, 2560, 2560, 2560}});
+  TestPool pool(given.layout, 14);
+  std::vector<PageIndex> source, destination;
+  for (PageIndex i = 0; i < 7; ++i) {
+    source.push_back(2 * i);
+    destination.push_back(13 - 2 * i);
+  }
+  fabric::Capabilities capabilities = capabilities_of(4, 4u << 20);
+  capabilities.packet_bytes = given.packet_bytes;
+  const PageMap map{&pool.pool, source, destination, {0, 1 << 30, 1}};
+  const auto writes = plan_writes(map, given.group, 0, 7, capabilities);
+  std::vector<std::uint64_t> kib;
+  for (const fabric::QueuedWrite& write : writes) {
+    kib.push_back(0);
+    for (const fabric::LocalPiece& piece : write.local) kib.back() += piece.bytes >> 10;
+  }
+  CHECK(kib == given.kib);
+  for (const fabric::QueuedWrite& write : writes) {
+    // Where a unit ends.
+    const fabric::RemotePiece& last = write.remote.back();
+    CHECK((last.address + last.bytes) % given.layout.page_bytes() ==
+          given.group.end * given.layout.layer_bytes() % given.layout.page_bytes());
+  }
+  std::uint64_t most = 0;
+  const std::uint64_t lines =
+      7 * (given.group.end - given.group.begin) * given.layout.layer_bytes() / 64;
+  CHECK(bytes_written(writes, &most).size() == lines);
 }
 
 TEST_CASE("write plan: small pieces share a write, large ones do not, too large ones are cut") {
