@@ -24,7 +24,6 @@
 #pragma once
 
 #include <array>
-#include <cstddef>
 #include <cstdint>
 
 #include "base/clock.h"
@@ -62,53 +61,45 @@ class Gathering {
 };
 
 // Whether a link gathers, found by trying: some rooms without, some with, as many again in the
-// other order, so that what drifts weighs on both alike; then it keeps to what moved more bytes in
-// the time that the link had rooms, until it tries again.
+// other order, so that what drifts weighs on both alike. Then it keeps what moved a room's bytes in
+// less time, by the sender's clock, until it tries again.
 class GatheringTrial {
  public:
-  // Rooms of each of the four parts, and between two trials: one room in 32 has what is worse.
+  // Rooms that count of each of the four parts, and between two trials: one room in 32 has what is
+  // worse.
   static constexpr std::uint32_t kRooms = 8, kKept = 15 * 4 * kRooms;
 
-  bool gathers() const { return part_ < kParts ? kWith[part_] : pays_; }
-  // The link has its first room, or none any more.
-  void busy(TimePoint now) { since_ = now; }
-  void idle(TimePoint now) { note_time(now); }
-  // A room's bytes have landed.
-  void landed(std::uint64_t bytes, TimePoint now) {
-    if (part_ == kParts) {
-      if (++rooms_ < kKept) return;
-      sums_ = {};
-      part_ = rooms_ = 0;
-      since_ = now;
-      return;
+  bool gathers() const { return step() < kSteps ? kWith[step()] : pays_; }
+  // A room counts for the part that it began in: rooms that share a link end together, and those
+  // before them had what the part before had.
+  std::uint32_t part() const { return part_; }
+  // One that began in `part` has moved its bytes.
+  void moved(std::uint32_t part, std::uint64_t bytes, Duration took) {
+    if (part != part_) return;
+    if (step() < kSteps) {
+      Sum& sum = sums_[kWith[step()] ? 1 : 0];
+      sum.bytes += static_cast<double>(bytes);
+      sum.ns += static_cast<double>(took.count());
     }
-    Sum& sum = sums_[kWith[part_] ? 1 : 0];
-    sum.bytes += static_cast<double>(bytes);
-    if (++rooms_ < kRooms) return;
-    note_time(now);
-    since_ = now;
+    if (++rooms_ < (step() < kSteps ? kRooms : kKept)) return;
     rooms_ = 0;
-    if (++part_ == kParts) pays_ = sums_[1].bytes * sums_[0].ns > sums_[0].bytes * sums_[1].ns;
+    ++part_;
+    if (step() == kSteps) pays_ = sums_[1].bytes * sums_[0].ns > sums_[0].bytes * sums_[1].ns;
+    if (step() == 0) sums_ = {};
   }
 
  private:
-  static constexpr std::uint32_t kParts = 4;
-  static constexpr std::array<bool, kParts> kWith{false, true, true, false};
+  static constexpr std::uint32_t kSteps = 4;
+  static constexpr std::array<bool, kSteps> kWith{false, true, true, false};
   struct Sum {
     double bytes = 0, ns = 0;
   };
 
-  void note_time(TimePoint now) {
-    if (since_ == kNever) return;
-    if (part_ < kParts)
-      sums_[kWith[part_] ? 1 : 0].ns += static_cast<double>((now - since_).count());
-    since_ = kNever;
-  }
+  std::uint32_t step() const { return part_ % (kSteps + 1); }  // kSteps: kept
 
-  TimePoint since_ = kNever;  // rooms; kNever: none
-  std::array<Sum, 2> sums_;   // without, with
-  std::uint32_t part_ = 0;    // kParts: kept
-  std::uint32_t rooms_ = 0;   // of this part
+  std::uint32_t part_ = 0;
+  std::uint32_t rooms_ = 0;  // of this part
+  std::array<Sum, 2> sums_;  // without, with
   bool pays_ = false;
 };
 

@@ -172,6 +172,7 @@ Status KvReceiver::open_room(const std::string& prefill_address, RoomRequest req
   room->key = impl_->next_key_++;
   room->link = link;
   room->opened = now;
+  room->trial_part = link->trial.part();
   room->request = std::move(request);
   if constexpr (faults::kBuilt) {
     faults::leased(*impl_->pool_, impl_->pool_->pages(room->request.lease));
@@ -180,7 +181,6 @@ Status KvReceiver::open_room(const std::string& prefill_address, RoomRequest req
   if (!sent.ok()) return sent;
   impl_->next_deadline_ = std::min(impl_->next_deadline_, room->request.deadline);
   impl_->by_request_[room->request.request] = room->key;
-  if (link->rooms.empty()) link->trial.busy(now);
   link->rooms.insert(room->key);
   impl_->metrics_.enter(room->state, room->drain);
   ReceiverRoom* placed = (impl_->rooms_[room->key] = std::move(room)).get();

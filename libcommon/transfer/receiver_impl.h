@@ -80,6 +80,7 @@ struct ReceiverRoom {
   std::optional<SlotLease> slot;
   bool exposed = false;  // the peer was told of pages and slot: it can write
   bool over = false;
+  std::uint32_t trial_part = 0;  // of the link's trial, as it was opened
   TimePoint opened, abort_sent = kNever;
   Duration bootstrap{0}, digest{0};
   SampledToken first;
@@ -190,6 +191,7 @@ struct KvReceiver::Impl {
     std::uint64_t request = 0;
     RoomKey key = 0;
     TimePoint opened;
+    std::uint32_t trial_part = 0;
   };
   std::unordered_map<RoomId, Done> done_;
   std::deque<RoomId> done_order_;

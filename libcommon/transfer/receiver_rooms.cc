@@ -150,24 +150,29 @@ void KvReceiver::Impl::on_room_done(ReceiverLink* link, const control::Received&
 
 void KvReceiver::Impl::note_done(ReceiverLink* link, RoomId id, const proto::RoomDone& done) {
   std::uint64_t request = 0;
+  std::uint32_t trial_part = 0;
   if (const auto committed = done_.find(id); committed != done_.end()) {
     request = committed->second.request;
+    trial_part = committed->second.trial_part;
     done_.erase(committed);
   } else if (ReceiverRoom* room = find_on(link, id);
              room != nullptr && room->state != room::RoomState::kFailed) {
     request = room->request.request;  // overtook the signal of the commit
+    trial_part = room->trial_part;
   }
   if (request == 0) return metrics_.ignored_event();
+  constexpr std::uint64_t kMost = std::uint64_t{1} << 62;
+  const Duration total(static_cast<std::int64_t>(std::min(done.transfer_total_ns, kMost)));
   // Small rooms say nothing of large ones.
   if (done.bytes >= Gathering::kMuch && done.writes != 0) {
+    // Not the first one, which is slow for other reasons.
+    if (has_long_writes(*link)) link->trial.moved(trial_part, done.bytes, total);
     link->write_bytes = done.bytes / done.writes;
   }
-  constexpr std::uint64_t kMost = std::uint64_t{1} << 62;
   Report report;
   report.request = request;
-  report.timings =
-      RoomTimings{Duration(static_cast<std::int64_t>(std::min(done.transfer_total_ns, kMost))),
-                  Duration(static_cast<std::int64_t>(std::min(done.transfer_exposed_ns, kMost)))};
+  report.timings = RoomTimings{
+      total, Duration(static_cast<std::int64_t>(std::min(done.transfer_exposed_ns, kMost)))};
   reports_.push_back(std::move(report));
 }
 
@@ -188,10 +193,6 @@ void KvReceiver::Impl::on_record(ReceiverLink* link, std::uint32_t slot, std::ui
     log_error("commit record refused", {{"room", room->id}, {"why", checked.message()}});
     room->why = checked;
     room->retryable = true;
-  } else if (has_long_writes(*link)) {
-    link->trial.landed(
-        pool_->layout().page_bytes() * pool_->layout().pages_for(room->request.prompt.size()),
-        clock_->now());
   }
   apply(room, checked.ok() ? room::Event::kCommit : room::Event::kBadCommit);
 }
@@ -421,7 +422,7 @@ void KvReceiver::Impl::report_committed(ReceiverRoom* room) {
                               {"prefill", room->link->address},
                               {"bytes", out.bytes},
                               {"commit_ms", to_ms(out.commit)}});
-  done_[room->id] = {out.request, room->key, room->opened};
+  done_[room->id] = {out.request, room->key, room->opened, room->trial_part};
   done_order_.push_back(room->id);
   if (done_order_.size() > kMaxDone) {
     done_.erase(done_order_.front());
@@ -463,7 +464,6 @@ void KvReceiver::Impl::lease_slots() {
 void KvReceiver::Impl::forget(ReceiverRoom* room) {
   if (room->link != nullptr) {
     room->link->rooms.erase(room->key);
-    if (room->link->rooms.empty()) room->link->trial.idle(clock_->now());
     if (room->id) room->link->by_room.erase(room->id);
   }
   metrics_.leave(room->state, room->drain);

@@ -113,6 +113,12 @@ std::uint64_t too_many_for_packets(std::uint64_t bytes, std::uint64_t packet_byt
   return (last + kLongPacket + kAligned - 1) / kAligned * kAligned;
 }
 
+std::uint64_t nearest_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes) {
+  if (too_many_for_packets(bytes, packet_bytes) == 0) return bytes;
+  const std::uint64_t last = (bytes + kHeaderBytes) % packet_bytes;
+  return last < kLongPacket / 2 ? bytes - last : bytes + kLongPacket + kHeaderBytes - last;
+}
+
 std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup group,
                                              std::uint32_t first, std::uint32_t last,
                                              const fabric::Capabilities& capabilities) {
@@ -120,6 +126,7 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
             map.source.size() == map.destination.size());
   KVD_CHECK(group.begin < group.end && group.end <= map.pool->layout().layers);
   KVD_CHECK(capabilities.best_write_bytes >= kMaxUnitBytes);
+  KVD_CHECK(capabilities.packet_bytes == 0 || capabilities.packet_bytes > 2 * kLongPacket);
   const std::uint64_t most = std::max<std::uint64_t>(
       1, std::min(capabilities.max_write_bytes, capabilities.best_write_bytes));
   const std::size_t most_pieces =
@@ -144,10 +151,11 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
     }
     const std::uint64_t less = too_many_for_packets(bytes, capabilities.packet_bytes);
     Piece& back = pieces[next - 1];
-    if (less == 0 || back.bytes < less + kLongPacket || back.bytes >= small_below ||
-        next == pieces.size() || pieces[next].bytes >= small_below) {
-      continue;
-    }
+    // What the next write would begin with must not be all of it.
+    const bool joins = most_pieces > 1 && next < pieces.size() &&
+                       less + pieces[next].bytes <= most &&
+                       std::max({less, back.bytes, pieces[next].bytes}) < small_below;
+    if (less == 0 || !joins || back.bytes < less + kLongPacket) continue;
     // The beginning of its last piece goes with the next write: this one still ends with a unit.
     write.local.back() = {back.from + less, back.bytes - less};
     write.remote.back() = {back.to + less, back.bytes - less, map.region.key};

@@ -51,9 +51,10 @@ struct PageMap {
   fabric::RemoteRegion region;             // page i of the peer at base + i * page_bytes
 };
 
-// By how many bytes a write of `bytes` is too long for its last packet to be a long one; 0: it is
-// one, or nothing is paced.
+// How many bytes to take from a write of `bytes` so that its last packet is a long one: 0 if it is
+// one already, or nothing is paced. And the nearest length with such a packet.
 std::uint64_t too_many_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes);
+std::uint64_t nearest_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes);
 
 // Layers of pages [first, last) of the prompt. All layers: `group` covers the layout.
 std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup group,

@@ -9,29 +9,23 @@ namespace {
 using transfer::Gathering;
 using transfer::GatheringTrial;
 
-// Rooms of a link follow each other, with a pause before each; those without gathering take
-// `without`, the others `with`.
+// Rooms of a link that each take `with` or `without` of the sender's time.
 struct Rooms {
   Rooms(Duration without_it, Duration with_it) : without(without_it), with(with_it) {}
 
   GatheringTrial trial;
-  TimePoint now{1'000};
   Duration without, with;
   std::string seen;
 
   void run(std::uint32_t count) {
     for (std::uint32_t i = 0; i < count; ++i) {
-      now = now + Duration(50'000);
-      trial.busy(now);
-      now = now + (trial.gathers() ? with : without);
       seen += trial.gathers() ? '+' : '-';
-      trial.landed(8u << 20, now);
-      trial.idle(now);
+      trial.moved(trial.part(), 8u << 20, trial.gathers() ? with : without);
     }
   }
 };
 
-TEST_CASE("gathering: a link keeps what moved more bytes in the time that it had rooms") {
+TEST_CASE("gathering: a link keeps what moved a room's bytes in less time") {
   const bool pays = GENERATE(false, true);
   Rooms rooms(Duration(pays ? 1'010'000 : 1'000'000), Duration(pays ? 1'000'000 : 1'010'000));
   constexpr std::uint32_t kRooms = GatheringTrial::kRooms;
@@ -59,6 +53,22 @@ TEST_CASE("gathering: what drifts meanwhile weighs on rooms with and without it 
     rooms.without += rooms.without / part;
   }
   CHECK(rooms.trial.gathers() == pays);
+}
+
+TEST_CASE("gathering: a room counts for the part of the trial that it began in") {
+  GatheringTrial trial;
+  for (std::uint32_t part = 0; part < 4; ++part) {
+    REQUIRE(trial.part() == part);
+    const bool with = trial.gathers();
+    for (std::uint32_t room = 0; room < GatheringTrial::kRooms; ++room) {
+      trial.moved(part, 8u << 20, Duration(with ? 1'100'000 : 1'000'000));
+    }
+    // Others that began with these would turn the verdict.
+    for (int late = 0; late < 50; ++late) {
+      trial.moved(part, 8u << 20, Duration(with ? 10 : 1'000'000'000));
+    }
+  }
+  CHECK_FALSE(trial.gathers());
 }
 
 TEST_CASE("gathering: bytes gather after a long look, where writes are long and rooms large") {

@@ -316,12 +316,13 @@ TEST_CASE("write plan: each destination byte once, whatever the groups and chunk
   const auto largest = GENERATE(1u << 20, 4u << 20);
   const auto packet_bytes = GENERATE(0u, 65'483u);
   const auto layout = GENERATE(layout_of(8, 8, 64), layout_of(30, 3, 64), layout_of(2, 1, 8));
-  TestPool pool(layout, 12);
-  const std::vector<PageIndex> source = {0, 1, 2, 5, 6, 9}, destination = {3, 4, 5, 6, 0, 1};
+  TestPool pool(layout, 24);
+  const std::vector<PageIndex> source = {0, 1, 2, 5, 6, 9, 10, 12, 14, 16, 18, 20},
+                               destination = {3, 4, 5, 6, 0, 1, 9, 11, 13, 15, 17, 19};
   const PageMap map{&pool.pool, source, destination, {0x1000, 1 << 30, 42}};
   std::vector<fabric::QueuedWrite> all;
   for (const kv::LayerGroup& group : kv::layer_groups(layout)) {
-    for (const auto& [first, last] : {std::pair{0u, 2u}, std::pair{2u, 3u}, std::pair{3u, 6u}}) {
+    for (const auto& [first, last] : {std::pair{0u, 2u}, std::pair{2u, 3u}, std::pair{3u, 12u}}) {
       fabric::Capabilities capabilities = capabilities_of(pieces, largest);
       capabilities.packet_bytes = packet_bytes;
       for (auto& write : plan_writes(map, group, first, last, capabilities)) {
@@ -331,13 +332,20 @@ TEST_CASE("write plan: each destination byte once, whatever the groups and chunk
   }
   std::uint64_t most = 0;
   const auto hits = bytes_written(all, &most);
-  CHECK(hits.size() * 64 == 6 * layout.page_bytes());
+  CHECK(hits.size() * 64 == 12 * layout.page_bytes());
   CHECK(std::all_of(hits.begin(), hits.end(), [](const auto& hit) { return hit.second == 1; }));
   CHECK(most <= largest);
   for (const auto& write : all) {
     CHECK(write.remote.size() <= pieces);
     CHECK(write.remote[0].key == 42);
     CHECK(write.remote[0].address >= 0x1000);
+    // Each ends where a unit does.
+    const std::uint64_t end =
+        (write.remote.back().address + write.remote.back().bytes - 0x1000 - 1) %
+        layout.page_bytes();
+    const std::vector<PageUnit> units = page_units(layout);
+    CHECK(std::any_of(units.begin(), units.end(),
+                      [&](const PageUnit& unit) { return unit.end == end + 1; }));
   }
 }
 
@@ -422,28 +430,28 @@ TEST_CASE(
   constexpr std::uint64_t kPacket = 65'483;
   const auto given = GENERATE_COPY(
       // Four pieces of 144 KiB are nine packets and 589 bytes.
-      Case{smol, {0, 6}, 0, {576, 432}},                        //
-      Case{smol, {0, 6}, kPacket, {548, 460}},                  //
-      Case{smol, {24, 27}, kPacket, {288, 216}},                // four and a half packets
-      Case{smol, {0, 30}, kPacket, {2852, 2188}},               //
-      Case{layout_of(8, 8, 128), {0, 1}, kPacket, {484, 412}},  //
-      Case{layout_of(1, 3, 64), {0, 1}, kPacket, {96, 72}},     // a packet and a half
-      Case{layout_of(1, 5, 32), {0, 1}, kPacket, {80, 60}},     // too small to be cut
-      Case{layout_of(2, 1, 64), {0, 2}, 256 << 10, {64, 48}},   // less than one packet
+      Case{smol, {0, 6}, 0, {576, 576, 432}},                        //
+      Case{smol, {0, 6}, kPacket, {548, 420, 472, 144}},             //
+      Case{smol, {24, 27}, kPacket, {288, 288, 216}},                // four and a half packets
+      Case{smol, {0, 30}, kPacket, {2852, 2148, 2200, 720}},         //
+      Case{layout_of(8, 8, 128), {0, 1}, kPacket, {484, 412, 512}},  //
+      Case{layout_of(1, 3, 64), {0, 1}, kPacket, {96, 96, 72}},      // a packet and a half
+      Case{layout_of(1, 5, 32), {0, 1}, kPacket, {80, 80, 60}},      // too small to be cut
+      Case{layout_of(2, 1, 64), {0, 2}, 256 << 10, {64, 64, 48}},    // less than one packet
       // Four packets, but for the header.
-      Case{layout_of(2, 8, 64), {0, 2}, (128 << 10) + 60, {484, 412}},
+      Case{layout_of(2, 8, 64), {0, 2}, (128 << 10) + 60, {484, 412, 512}},
       // Each alone.
-      Case{layout_of(10, 16, 128), {0, 10}, kPacket, {2560, 2560, 2560, 2560, 2560, 2560, 2560}});
-  TestPool pool(given.layout, 14);
+      Case{layout_of(10, 16, 128), {0, 10}, kPacket, std::vector<std::uint64_t>(11, 2560)});
+  TestPool pool(given.layout, 22);
   std::vector<PageIndex> source, destination;
-  for (PageIndex i = 0; i < 7; ++i) {
+  for (PageIndex i = 0; i < 11; ++i) {
     source.push_back(2 * i);
-    destination.push_back(13 - 2 * i);
+    destination.push_back(21 - 2 * i);
   }
   fabric::Capabilities capabilities = capabilities_of(4, 4u << 20);
   capabilities.packet_bytes = given.packet_bytes;
   const PageMap map{&pool.pool, source, destination, {0, 1 << 30, 1}};
-  const auto writes = plan_writes(map, given.group, 0, 7, capabilities);
+  const auto writes = plan_writes(map, given.group, 0, 11, capabilities);
   std::vector<std::uint64_t> kib;
   for (const fabric::QueuedWrite& write : writes) {
     kib.push_back(0);
@@ -458,7 +466,7 @@ TEST_CASE(
   }
   std::uint64_t most = 0;
   const std::uint64_t lines =
-      7 * (given.group.end - given.group.begin) * given.layout.layer_bytes() / 64;
+      11 * (given.group.end - given.group.begin) * given.layout.layer_bytes() / 64;
   CHECK(bytes_written(writes, &most).size() == lines);
 }
 
