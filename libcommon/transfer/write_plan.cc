@@ -116,7 +116,7 @@ std::uint64_t too_many_for_packets(std::uint64_t bytes, std::uint64_t packet_byt
 std::uint64_t nearest_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes) {
   if (too_many_for_packets(bytes, packet_bytes) == 0) return bytes;
   const std::uint64_t last = (bytes + kHeaderBytes) % packet_bytes;
-  return last < kLongPacket / 2 ? bytes - last : bytes + kLongPacket + kHeaderBytes - last;
+  return last < kLongPacket / 2 ? bytes - last - 1 : bytes + kLongPacket + kHeaderBytes - last;
 }
 
 std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup group,

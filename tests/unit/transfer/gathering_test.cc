@@ -171,5 +171,39 @@ TEST_CASE("gathering: for shorter writes bytes gather only while decode polls") 
   settle(&world);
 }
 
+TEST_CASE("gathering: a new link tries it anew") {
+  WorldOptions options;
+  options.layout = wide_layout();  // pages of 512 KiB
+  options.fabric.look_time = Gathering::kLongLook;
+  options.transfer.stream = false;
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const auto rooms = [&](std::uint32_t count) {
+    for (std::uint32_t room = 0; room < count; ++room) {
+      const std::uint64_t large = decode.request(prefill.address, 225, kMinute);
+      REQUIRE(world.run_until([&] { return decode.requests[large].timed; }));
+    }
+  };
+  const auto looks = [&] {
+    const std::uint64_t id = decode.request(prefill.address, 225, kMinute);
+    const TimePoint before = world.clock.now();
+    decode.receiver->poll();
+    const auto count = (world.clock.now() - before) / options.fabric.look_time;
+    CHECK(wait_for(&world, &decode, id).outcome == Outcome::kCommitted);
+    return count;
+  };
+  rooms(1 + GatheringTrial::kRooms);
+  CHECK(looks() == 1);
+  prefill.kill();
+  REQUIRE(world.run_until([&] { return !world.links_ready(); }));
+  prefill.start();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  rooms(2);
+  CHECK(looks() == 4);
+  settle(&world);
+}
+
 }  // namespace
 }  // namespace kvd::sim
