@@ -14,7 +14,7 @@
 //
 // Whether it pays at all is a matter of the processor: on a Zen 5 it does (GB/s, 16 pages of 720
 // KiB, polling, bbr 6.5 -> 7.0); on a Xeon with 2 MiB of L2 and, as a virtual machine, 35 us for
-// each sleep it does not (polling 5.7 -> 5.4, asleep 5.6 -> 4.3). So it is tried out:
+// each sleep it does not (polling 5.7 -> 5.4, asleep 5.4 -> 4.5). So it is tried out:
 // GatheringTrial. All this was measured on the loopback, under reno and bbr, and between namespaces
 // under bbr, where pauses slow it down (768 KiB a write 5.4 -> 4.4 GB/s): there nothing gathers, as
 // its writes are shorter than kLongWrite (best_write_bytes). Between hosts a pause is another 25
@@ -60,9 +60,10 @@ class Gathering {
   bool asleep_ = false;
 };
 
-// Whether a link gathers, found by trying: some rooms without, some with, as many again in the
-// other order, so that what drifts weighs on both alike. Then it keeps what moved a room's bytes in
-// less time, by the sender's clock, until it tries again.
+// Whether a link gathers, found by trying: some rooms without, twice as many with, some without, so
+// that what drifts weighs on both alike. What moved bytes faster, by the sender's clock, is kept
+// for a while. Only rooms of kMuch or more count: a link that has no more of them keeps what it
+// has.
 class GatheringTrial {
  public:
   // Rooms that count of each of the four parts, and between two trials: one room in 32 has what is
@@ -70,8 +71,8 @@ class GatheringTrial {
   static constexpr std::uint32_t kRooms = 8, kKept = 15 * 4 * kRooms;
 
   bool gathers() const { return step() < kSteps ? kWith[step()] : pays_; }
-  // A room counts for the part that it began in: rooms that share a link end together, and those
-  // before them had what the part before had.
+  // A room counts only for the part that it began in: rooms that are open together end together,
+  // and the next part begins with the first of them.
   std::uint32_t part() const { return part_; }
   // One that began in `part` has moved its bytes.
   void moved(std::uint32_t part, std::uint64_t bytes, Duration took) {

@@ -163,16 +163,18 @@ void KvReceiver::Impl::note_done(ReceiverLink* link, RoomId id, const proto::Roo
   if (request == 0) return metrics_.ignored_event();
   constexpr std::uint64_t kMost = std::uint64_t{1} << 62;
   const Duration total(static_cast<std::int64_t>(std::min(done.transfer_total_ns, kMost)));
+  const Duration exposed(static_cast<std::int64_t>(std::min(done.transfer_exposed_ns, kMost)));
   // Small rooms say nothing of large ones.
   if (done.bytes >= Gathering::kMuch && done.writes != 0) {
-    // Not the first one, which is slow for other reasons.
-    if (has_long_writes(*link)) link->trial.moved(trial_part, done.bytes, total);
+    // Not the first one, which is slow for other reasons; and not the time of the prompt's compute.
+    if (has_long_writes(*link)) {
+      link->trial.moved(trial_part, done.bytes, std::min(total, exposed));
+    }
     link->write_bytes = done.bytes / done.writes;
   }
   Report report;
   report.request = request;
-  report.timings = RoomTimings{
-      total, Duration(static_cast<std::int64_t>(std::min(done.transfer_exposed_ns, kMost)))};
+  report.timings = RoomTimings{total, exposed};
   reports_.push_back(std::move(report));
 }
 

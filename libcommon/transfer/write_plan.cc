@@ -7,6 +7,10 @@
 namespace kvd::transfer {
 namespace {
 
+constexpr std::uint64_t kAligned = 4096;
+// Cut at most so far, the last packet is still a long one.
+constexpr std::uint64_t kLeastPacket = 2 * kLongPacket + kHeaderBytes + kAligned;
+
 struct Piece {
   const std::byte* from;
   std::uint64_t to;
@@ -109,14 +113,14 @@ std::uint64_t too_many_for_packets(std::uint64_t bytes, std::uint64_t packet_byt
   // The header may make one packet more.
   const std::uint64_t last = (bytes + kHeaderBytes) % packet_bytes;
   if (last >= kLongPacket + kHeaderBytes) return 0;
-  constexpr std::uint64_t kAligned = 4096;
   return (last + kLongPacket + kAligned - 1) / kAligned * kAligned;
 }
 
 std::uint64_t nearest_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes) {
   if (too_many_for_packets(bytes, packet_bytes) == 0) return bytes;
   const std::uint64_t last = (bytes + kHeaderBytes) % packet_bytes;
-  return last < kLongPacket / 2 ? bytes - last - 1 : bytes + kLongPacket + kHeaderBytes - last;
+  const std::uint64_t more = kLongPacket + 2 * kHeaderBytes - last;
+  return last < more ? bytes - last - 1 : bytes + more;
 }
 
 std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup group,
@@ -126,7 +130,7 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
             map.source.size() == map.destination.size());
   KVD_CHECK(group.begin < group.end && group.end <= map.pool->layout().layers);
   KVD_CHECK(capabilities.best_write_bytes >= kMaxUnitBytes);
-  KVD_CHECK(capabilities.packet_bytes == 0 || capabilities.packet_bytes > 2 * kLongPacket);
+  KVD_CHECK(capabilities.packet_bytes == 0 || capabilities.packet_bytes >= kLeastPacket);
   const std::uint64_t most = std::max<std::uint64_t>(
       1, std::min(capabilities.max_write_bytes, capabilities.best_write_bytes));
   const std::size_t most_pieces =
@@ -151,10 +155,9 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
     }
     const std::uint64_t less = too_many_for_packets(bytes, capabilities.packet_bytes);
     Piece& back = pieces[next - 1];
-    // What the next write would begin with must not be all of it.
+    // The next write must not be what it begins with.
     const bool joins = most_pieces > 1 && next < pieces.size() &&
-                       less + pieces[next].bytes <= most &&
-                       std::max({less, back.bytes, pieces[next].bytes}) < small_below;
+                       std::max(back.bytes, pieces[next].bytes) < small_below;
     if (less == 0 || !joins || back.bytes < less + kLongPacket) continue;
     // The beginning of its last piece goes with the next write: this one still ends with a unit.
     write.local.back() = {back.from + less, back.bytes - less};

@@ -2,8 +2,8 @@
 // twice" and "never above the provider's largest" can be tested without a fabric.
 //
 // The units are those of the digest. Neighbouring units are one piece where they are contiguous on
-// both sides, up to the largest write, so every write ends where a unit ends. (Only a provider
-// whose largest write is smaller than a unit cuts inside one.) Small pieces go several to a write,
+// both sides, up to the largest write, so every write ends where a unit ends. (Only where the
+// largest write is smaller than a unit does one end inside it.) Small pieces go several to a write,
 // as far as the provider takes them. Where no NIC writes, all that fit twice into a write are
 // small: each write costs a look and an answer, on TCP a header and a copy of 9000 bytes too
 // (measured in one cache: TCP writes of 64 KiB 3.5 GB/s, of 120 KiB 4.7, of 256 KiB 5.9, of 1
@@ -52,7 +52,7 @@ struct PageMap {
 };
 
 // How many bytes to take from a write of `bytes` so that its last packet is a long one: 0 if it is
-// one already, or nothing is paced. And the nearest length with such a packet.
+// one already or the only one, or nothing is paced. And the nearest length with such a packet.
 std::uint64_t too_many_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes);
 std::uint64_t nearest_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes);
 

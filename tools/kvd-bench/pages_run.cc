@@ -110,9 +110,9 @@ Status PagesRun::shape_ceiling() {
   };
   const auto pieces = static_cast<std::uint32_t>(
       std::min<std::uint64_t>(per_write(round->pieces), probe::kMostPieces));
-  // Whole cache lines a piece.
   const std::uint64_t bytes =
       transfer::nearest_for_packets(per_write(round->bytes), pair_->capabilities().packet_bytes);
+  // Whole cache lines a piece.
   const std::uint64_t piece = std::max<std::uint64_t>(64, bytes / pieces / 64 * 64);
   out_.ceiling.pieces = pieces;
   out_.ceiling.write_bytes = piece * pieces;

@@ -35,9 +35,10 @@ constexpr std::uint64_t kTcpInflightBytes = 4u << 20;
 // the rate that it measured, and sets a timer for it: a short one, as the last of a write may be,
 // is ready too early. A timer costs a virtual machine up to 40 us of the sender's processor. (On a
 // Xeon, GB/s, with a short last packet and with one of 37 KB: four pieces of 144 KiB a write 4.0
-// and 5.1, of 128 KiB 4.1 and 4.8, of 64 KiB 2.4 and 3.1; between network namespaces of 64 KiB 1.6
-// and 2.6.)
-constexpr std::uint64_t kLoopbackPacketBytes = 65'483, kPacketBytes = 65'160;
+// and 5.1, of 128 KiB, polling, 4.1 and 4.8, of 64 KiB 2.4 and 3.1; between network namespaces of
+// 64 KiB 1.6 and 2.6.)
+constexpr std::uint64_t kLoopbackPacketBytes = 65'483, kLoopbackPacketBytes6 = 65'464,
+                        kPacketBytes = 65'160;
 static_assert(kMaxTcpWriteBytes <= kTcpInflightBytes);
 
 // The default congestion control of this network namespace; unreadable is taken for another.
@@ -154,6 +155,11 @@ Capabilities capabilities_of(const std::string& provider, const fi_info& info, b
   return out;
 }
 
+std::uint64_t packet_bytes_of(const fi_info& info, bool loopback) {
+  if (!loopback) return kPacketBytes;
+  return info.addr_format == FI_SOCKADDR_IN6 ? kLoopbackPacketBytes6 : kLoopbackPacketBytes;
+}
+
 Offer make_offer(const std::string& provider, InfoPtr info, bool delivery) {
   const bool bbr = is_tcp(provider) && has_bbr();
   const bool loopback =
@@ -161,7 +167,7 @@ Offer make_offer(const std::string& provider, InfoPtr info, bool delivery) {
                                        info->src_addr == nullptr ? 0 : info->src_addrlen));
   const bool short_writes = bbr && !(loopback && may_shorten_send_buffers());
   Capabilities capabilities = capabilities_of(provider, *info, delivery, short_writes);
-  if (bbr) capabilities.packet_bytes = loopback ? kLoopbackPacketBytes : kPacketBytes;
+  if (bbr) capabilities.packet_bytes = packet_bytes_of(*info, loopback);
   std::string address = printable(*info);
   return {std::move(info), std::move(capabilities), std::move(address), bbr};
 }

@@ -5,6 +5,7 @@
 #include <catch2/catch.hpp>
 #include <map>
 #include <numeric>
+#include <utility>
 
 #include "test_pool.h"
 
