@@ -67,8 +67,9 @@ class Gathering {
 class GatheringTrial {
  public:
   // Rooms that count of each of the four parts, and between two trials: one room in 32 has what is
-  // worse.
+  // worse. Less of them if they move so many bytes, but two.
   static constexpr std::uint32_t kRooms = 8, kKept = 15 * 4 * kRooms;
+  static constexpr std::uint64_t kBytes = 256u << 20, kKeptBytes = 15 * 4 * kBytes;
 
   bool gathers() const { return step() < kSteps ? kWith[step()] : pays_; }
   // A room counts only for the part that it began in: rooms that are open together end together,
@@ -82,8 +83,14 @@ class GatheringTrial {
       sum.bytes += static_cast<double>(bytes);
       sum.ns += static_cast<double>(took.count());
     }
-    if (++rooms_ < (step() < kSteps ? kRooms : kKept)) return;
+    ++rooms_;
+    bytes_ += bytes;
+    const bool kept = step() == kSteps;
+    if (rooms_ < (kept ? kKept : kRooms) && (rooms_ < 2 || bytes_ < (kept ? kKeptBytes : kBytes))) {
+      return;
+    }
     rooms_ = 0;
+    bytes_ = 0;
     ++part_;
     if (step() == kSteps) pays_ = sums_[1].bytes * sums_[0].ns > sums_[0].bytes * sums_[1].ns;
     if (step() == 0) sums_ = {};
@@ -100,6 +107,7 @@ class GatheringTrial {
 
   std::uint32_t part_ = 0;
   std::uint32_t rooms_ = 0;  // of this part
+  std::uint64_t bytes_ = 0;
   std::array<Sum, 2> sums_;  // without, with
   bool pays_ = false;
 };

@@ -15,12 +15,13 @@ struct Rooms {
 
   GatheringTrial trial;
   Duration without, with;
+  std::uint64_t bytes = 8u << 20;
   std::string seen;
 
   void run(std::uint32_t count) {
     for (std::uint32_t i = 0; i < count; ++i) {
       seen += trial.gathers() ? '+' : '-';
-      trial.moved(trial.part(), 8u << 20, trial.gathers() ? with : without);
+      trial.moved(trial.part(), bytes, trial.gathers() ? with : without);
     }
   }
 };
@@ -41,6 +42,16 @@ TEST_CASE("gathering: a link keeps what moved a room's bytes in less time") {
   std::swap(rooms.with, rooms.without);
   rooms.run(4 * kRooms + 1);
   CHECK(rooms.seen == tried + (pays ? '-' : '+'));
+}
+
+TEST_CASE("gathering: of rooms of many bytes some less are tried, but two") {
+  Rooms rooms(Duration(1'010'000), Duration(1'000'000));
+  const bool huge = GENERATE(false, true);
+  rooms.bytes = huge ? GatheringTrial::kBytes : GatheringTrial::kBytes / 3 + 1;
+  const std::uint32_t each = huge ? 2 : 3, kept = huge ? 60 : 180;
+  rooms.run(4 * each + kept + each);
+  CHECK(rooms.seen == std::string(each, '-') + std::string(2 * each, '+') + std::string(each, '-') +
+                          std::string(kept, '+') + std::string(each, '-'));
 }
 
 TEST_CASE("gathering: what drifts meanwhile weighs on rooms with and without it alike") {
