@@ -157,7 +157,8 @@ Capabilities capabilities_of(const std::string& provider, const fi_info& info, b
 
 std::uint64_t packet_bytes_of(const fi_info& info, bool loopback) {
   if (!loopback) return kPacketBytes;
-  return info.addr_format == FI_SOCKADDR_IN6 ? kLoopbackPacketBytes6 : kLoopbackPacketBytes;
+  const auto* any = static_cast<const sockaddr*>(info.src_addr);
+  return any->sa_family == AF_INET6 ? kLoopbackPacketBytes6 : kLoopbackPacketBytes;
 }
 
 Offer make_offer(const std::string& provider, InfoPtr info, bool delivery) {
