@@ -9,8 +9,8 @@
 // pages of 64 KiB, four a write, 6.0 -> 2.2 GB/s asleep). Who polls may pause for shorter ones than
 // who sleeps, since its pause is half as long (128 KiB, four a write, GB/s, reno and bbr: polling
 // 6.7 -> 7.1 and 6.0 -> 6.4, asleep 6.2 -> 3.7 and 5.6 -> 3.4): such a pause ends when it goes to
-// sleep. How long they are is known from rooms that ended.
-// What comes last waits, too: so a link's rooms must be large together.
+// sleep. How long they are is known from rooms that ended. What comes last waits, too: so a link's
+// rooms must be large together.
 //
 // Whether it pays at all is a matter of the processor: on a Zen 5 it does (GB/s, 16 pages of 720
 // KiB, polling, bbr 6.5 -> 7.0); on a Xeon with 2 MiB of L2 and, as a virtual machine, 35 us for
