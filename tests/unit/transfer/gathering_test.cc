@@ -82,144 +82,132 @@ TEST_CASE("gathering: a room counts for the part of the trial that it began in")
   CHECK_FALSE(trial.gathers());
 }
 
+// Decode has a link to one prefill, and pages of 512 KiB.
+struct LargeRooms {
+  explicit LargeRooms(WorldOptions given)
+      : options(with_pages(std::move(given))), world(1, options) {
+    REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  }
+  static WorldOptions with_pages(WorldOptions options) {
+    options.layout = wide_layout();
+    return options;
+  }
+  std::uint64_t open(std::uint32_t tokens = 225) {
+    return decode.request(prefill.address, tokens, kMinute);
+  }
+  void end(std::uint64_t id) {
+    REQUIRE(world.run_until([&] { return decode.requests[id].timed; }));
+  }
+  void run(std::uint32_t count) {
+    for (std::uint32_t room = 0; room < count; ++room) end(open());
+  }
+  // Of the next poll.
+  std::int64_t looks() {
+    const TimePoint before = world.clock.now();
+    decode.receiver->poll();
+    return (world.clock.now() - before) / options.fabric.look_time;
+  }
+
+  const WorldOptions options;
+  World world;
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+};
+
 TEST_CASE("gathering: bytes gather after a long look, where writes are long and rooms large") {
-  WorldOptions options;
-  options.layout = wide_layout();  // pages of 512 KiB; streamed, writes are shorter
+  WorldOptions options;  // streamed, writes are shorter
   options.fabric.look_time = GENERATE(Duration(2'999), Gathering::kLongLook);
   options.fabric.target_pulls = GENERATE(false, true);
   options.transfer.stream = GENERATE(false, true);
   const std::uint32_t tokens = GENERATE(224, 225);  // 7 or 8 pages
   CAPTURE(options.fabric.look_time.count(), options.fabric.target_pulls, options.transfer.stream,
           tokens);
-  World world(1, options);
-  Prefill& prefill = world.add_prefill();
-  Decode& decode = world.add_decode();
-  REQUIRE(world.run_until([&] { return world.links_ready(); }));
-  const std::uint64_t first = decode.request(prefill.address, 225, kMinute);
-  const auto one_look = [&] {
-    const TimePoint before = world.clock.now();
-    decode.receiver->poll();
-    return world.clock.now() == before + options.fabric.look_time;
-  };
+  LargeRooms rooms(options);
   const int looks = options.fabric.target_pulls ? 1 : 4;  // of a side that is being written to
-  TimePoint before = world.clock.now();
-  decode.receiver->poll();
-  CHECK(world.clock.now() == before + looks * options.fabric.look_time);  // nothing is known yet
-  CHECK(world.run_until([&] { return decode.requests[first].timed; }));
-  // It is tried after as many large rooms without it.
-  for (std::uint32_t room = 0; room < GatheringTrial::kRooms; ++room) {
-    const std::uint64_t large = decode.request(prefill.address, 225, kMinute);
-    before = world.clock.now();
-    decode.receiver->poll();
-    CHECK(world.clock.now() == before + looks * options.fabric.look_time);
-    REQUIRE(world.run_until([&] { return decode.requests[large].timed; }));
+  // Nothing is known of the first, and it is tried after as many large rooms without it.
+  for (std::uint32_t room = 0; room <= GatheringTrial::kRooms; ++room) {
+    const std::uint64_t large = rooms.open();
+    CHECK(rooms.looks() == looks);
+    rooms.end(large);
   }
   // A small room's short write says nothing of a large one's.
-  const std::uint64_t small = decode.request(prefill.address, 32, kMinute);
-  CHECK(world.run_until([&] { return decode.requests[small].timed; }));
+  rooms.end(rooms.open(32));
 
-  const std::uint64_t id = decode.request(prefill.address, tokens, kMinute);
-  before = world.clock.now();
+  const std::uint64_t id = rooms.open(tokens);
+  const TimePoint before = rooms.world.clock.now();
   if (options.fabric.look_time == Gathering::kLongLook && !options.fabric.target_pulls &&
       !options.transfer.stream && tokens == 225) {
     // A sleeper is told to come again later than one that is awake may.
-    CHECK(one_look());
-    CHECK(decode.receiver->next_deadline() == before + Gathering::kAsleep);
-    world.clock.advance(Gathering::kAwake - options.fabric.look_time - Duration(1));
-    const TimePoint early = world.clock.now();
-    decode.receiver->poll();
-    CHECK(world.clock.now() == early);
-    world.clock.advance(Duration(1));
-    CHECK(one_look());
+    CHECK(rooms.looks() == 1);
+    CHECK(rooms.decode.receiver->next_deadline() == before + Gathering::kAsleep);
+    rooms.world.clock.advance(Gathering::kAwake - options.fabric.look_time - Duration(1));
+    CHECK(rooms.looks() == 0);
+    rooms.world.clock.advance(Duration(1));
+    CHECK(rooms.looks() == 1);
   } else {
-    decode.receiver->poll();
-    CHECK(world.clock.now() == before + looks * options.fabric.look_time);
-    CHECK(decode.receiver->next_deadline() != before + Gathering::kAsleep);
+    CHECK(rooms.looks() == looks);
+    CHECK(rooms.decode.receiver->next_deadline() != before + Gathering::kAsleep);
   }
-  CHECK(wait_for(&world, &decode, id).outcome == Outcome::kCommitted);
-  settle(&world);
+  CHECK(wait_for(&rooms.world, &rooms.decode, id).outcome == Outcome::kCommitted);
+  settle(&rooms.world);
 }
 
 TEST_CASE("gathering: for shorter writes bytes gather only while decode polls") {
   WorldOptions options;
-  options.layout = wide_layout();  // pages of 512 KiB
   options.fabric.look_time = Gathering::kLongLook;
   const bool answers = GENERATE(false, true);
   if (answers) options.fabric.best_write_bytes = 512u << 10;          // as under bbr between hosts
   options.fabric.max_write_bytes = GENERATE(256u << 10, 512u << 10);  // either side of kLongAwake
   options.transfer.stream = false;
   CAPTURE(options.fabric.max_write_bytes, answers);
-  World world(1, options);
-  Prefill& prefill = world.add_prefill();
-  Decode& decode = world.add_decode();
-  REQUIRE(world.run_until([&] { return world.links_ready(); }));
-  for (std::uint32_t room = 0; room <= GatheringTrial::kRooms; ++room) {
-    const std::uint64_t large = decode.request(prefill.address, 225, kMinute);
-    REQUIRE(world.run_until([&] { return decode.requests[large].timed; }));
-  }
-  const std::uint64_t id = decode.request(prefill.address, 225, kMinute);
-  const auto looks = [&] {
-    const TimePoint before = world.clock.now();
-    decode.receiver->poll();
-    return (world.clock.now() - before) / options.fabric.look_time;
-  };
-  const TimePoint before = world.clock.now();
+  LargeRooms rooms(options);
+  rooms.run(1 + GatheringTrial::kRooms);
+  const std::uint64_t id = rooms.open();
+  const TimePoint before = rooms.world.clock.now();
   if (answers || options.fabric.max_write_bytes < Gathering::kLongAwake) {
-    CHECK(looks() == 4);
+    CHECK(rooms.looks() == 4);
   } else {
-    CHECK(looks() == 1);
-    CHECK(decode.receiver->next_deadline() > before + 2 * Gathering::kAsleep);
-    CHECK(looks() == 0);
+    CHECK(rooms.looks() == 1);
+    CHECK(rooms.decode.receiver->next_deadline() > before + 2 * Gathering::kAsleep);
+    CHECK(rooms.looks() == 0);
     SECTION("it goes on") {
-      world.clock.advance(Gathering::kAwake - options.fabric.look_time - Duration(1));
-      CHECK(looks() == 0);
-      world.clock.advance(Duration(1));
+      rooms.world.clock.advance(Gathering::kAwake - options.fabric.look_time - Duration(1));
+      CHECK(rooms.looks() == 0);
+      rooms.world.clock.advance(Duration(1));
     }
-    SECTION("it goes to sleep, and is woken") { CHECK(decode.receiver->may_wait()); }
-    CHECK(looks() == 1);
+    SECTION("it goes to sleep, and is woken") { CHECK(rooms.decode.receiver->may_wait()); }
+    CHECK(rooms.looks() == 1);
   }
-  CHECK(wait_for(&world, &decode, id).outcome == Outcome::kCommitted);
-  settle(&world);
+  CHECK(wait_for(&rooms.world, &rooms.decode, id).outcome == Outcome::kCommitted);
+  settle(&rooms.world);
 }
 
 TEST_CASE("gathering: a link goes on with its trial, a new one begins anew") {
   WorldOptions options;
-  options.layout = wide_layout();  // pages of 512 KiB
   options.fabric.look_time = Gathering::kLongLook;
   options.transfer.stream = false;
-  World world(1, options);
-  Prefill& prefill = world.add_prefill();
-  Decode& decode = world.add_decode();
-  REQUIRE(world.run_until([&] { return world.links_ready(); }));
-  const auto rooms = [&](std::uint32_t count) {
-    for (std::uint32_t room = 0; room < count; ++room) {
-      const std::uint64_t large = decode.request(prefill.address, 225, kMinute);
-      REQUIRE(world.run_until([&] { return decode.requests[large].timed; }));
-    }
-  };
+  LargeRooms rooms(options);
   const auto looks = [&] {
-    const std::uint64_t id = decode.request(prefill.address, 225, kMinute);
-    const TimePoint before = world.clock.now();
-    decode.receiver->poll();
-    const auto count = (world.clock.now() - before) / options.fabric.look_time;
-    REQUIRE(world.run_until([&] { return decode.requests[id].timed; }));
+    const std::uint64_t id = rooms.open();
+    const auto count = rooms.looks();
+    rooms.end(id);
     return count;
   };
-  rooms(1 + GatheringTrial::kRooms);
+  rooms.run(1 + GatheringTrial::kRooms);
   CHECK(looks() == 1);
   SECTION("it goes on") {
-    rooms(2 * GatheringTrial::kRooms - 2);
+    rooms.run(2 * GatheringTrial::kRooms - 2);
     CHECK(looks() == 1);
   }
   SECTION("anew") {
-    prefill.kill();
-    REQUIRE(world.run_until([&] { return !world.links_ready(); }));
-    prefill.start();
-    REQUIRE(world.run_until([&] { return world.links_ready(); }));
-    rooms(2);
+    rooms.prefill.kill();
+    REQUIRE(rooms.world.run_until([&] { return !rooms.world.links_ready(); }));
+    rooms.prefill.start();
+    REQUIRE(rooms.world.run_until([&] { return rooms.world.links_ready(); }));
+    rooms.run(2);
   }
   CHECK(looks() == 4);
-  settle(&world);
+  settle(&rooms.world);
 }
 
 }  // namespace
