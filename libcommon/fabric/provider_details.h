@@ -66,5 +66,7 @@ std::vector<std::string> unused_providers();
 bool is_filtered(std::string_view fi_provider, std::string_view libfabric_name);
 // "1.17"
 std::string libfabric_version();
+// Whether a variable of libfabric's has the value that every kvd process sets where it has none.
+bool is_own_setting(std::string_view name, std::string_view value);
 
 }  // namespace kvd::fabric

@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <catch2/catch.hpp>
+#include <cstdlib>
 #include <set>
+#include <string>
 #include <tuple>
 
 #include "fabric/provider_details.h"
@@ -67,6 +69,17 @@ TEST_CASE("provider details: FI_PROVIDER names what stays, or behind ^ what goes
   CHECK(is_filtered("^net,tcp", "tcp"));
   CHECK_FALSE(is_filtered("^net", "tcp"));
   CHECK_FALSE(is_filtered("^", "tcp"));
+}
+
+TEST_CASE("provider details: writes are read in place, unless the user wants it otherwise") {
+  const char* value = std::getenv("FI_NET_PREFETCH_RBUF_SIZE");
+  REQUIRE(value != nullptr);
+  CHECK(is_own_setting("FI_NET_PREFETCH_RBUF_SIZE", "0"));
+  CHECK(is_own_setting("FI_TCP_PREFETCH_RBUF_SIZE", "0"));
+  CHECK_FALSE(is_own_setting("FI_NET_PREFETCH_RBUF_SIZE", "9000"));
+  CHECK_FALSE(is_own_setting("FI_PROVIDER", "0"));
+  const char* wanted = std::getenv("KVD_TEST_PREFETCH");
+  CHECK(std::string(value) == (wanted == nullptr ? "0" : wanted));
 }
 
 }  // namespace kvd::fabric

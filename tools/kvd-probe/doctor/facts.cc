@@ -124,6 +124,7 @@ Facts collect_facts(const Host& host, const std::map<std::string, std::string>& 
   out["kvd/self-write"] = self_writes(all);
   std::string variables;
   for (const auto& [name, value] : environment) {
+    if (fabric::is_own_setting(name, value)) continue;
     // A variable with a line break would pass for two.
     std::string line = name + "=" + value;
     std::replace(line.begin(), line.end(), '\n', ' ');
