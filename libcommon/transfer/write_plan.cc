@@ -1,15 +1,17 @@
 #include "transfer/write_plan.h"
 
 #include <algorithm>
+#include <limits>
 
 #include "base/check.h"
 
 namespace kvd::transfer {
 namespace {
 
-constexpr std::uint64_t kAligned = 4096;
+constexpr std::uint64_t kAligned = 64;
 // Cut at most so far, the last packet is still a long one.
-constexpr std::uint64_t kLeastPacket = 2 * kLongPacket + kHeaderBytes + kAligned;
+constexpr std::uint64_t kLeastPacket = kLongerPacket + 2 * kHeaderBytes + kAligned;
+constexpr std::uint64_t kAnyPacket = std::numeric_limits<std::uint64_t>::max();
 
 struct Piece {
   const std::byte* from;
@@ -93,6 +95,13 @@ std::size_t pieces_of_write(std::span<const Piece> pieces, std::uint64_t small_b
   return count;
 }
 
+// Of a write of `bytes` with the longest header, which may make one packet more; all that it could
+// have where it is the only one, or nothing is paced.
+std::uint64_t last_packet(std::uint64_t bytes, std::uint64_t packet_bytes) {
+  if (packet_bytes == 0 || bytes + kHeaderBytes <= packet_bytes) return kAnyPacket;
+  return (bytes + kHeaderBytes) % packet_bytes;
+}
+
 }  // namespace
 
 std::vector<PageUnit> page_units(const kv::KvLayout& layout) {
@@ -109,16 +118,14 @@ std::vector<PageUnit> page_units(const kv::KvLayout& layout) {
 }
 
 std::uint64_t too_many_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes) {
-  if (packet_bytes == 0 || bytes + kHeaderBytes <= packet_bytes) return 0;
-  // The header may make one packet more.
-  const std::uint64_t last = (bytes + kHeaderBytes) % packet_bytes;
-  if (last >= kLongPacket + kHeaderBytes) return 0;
-  return (last + kLongPacket + kAligned - 1) / kAligned * kAligned;
+  const std::uint64_t last = last_packet(bytes, packet_bytes);
+  if (last >= kLongerPacket + kHeaderBytes) return 0;
+  return (last + kAligned) / kAligned * kAligned;
 }
 
 std::uint64_t nearest_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes) {
-  if (too_many_for_packets(bytes, packet_bytes) == 0) return bytes;
-  const std::uint64_t last = (bytes + kHeaderBytes) % packet_bytes;
+  const std::uint64_t last = last_packet(bytes, packet_bytes);
+  if (last >= kLongPacket + kHeaderBytes) return bytes;
   const std::uint64_t more = kLongPacket + 2 * kHeaderBytes - last;
   return last < more ? bytes - last - 1 : bytes + more;
 }
@@ -153,13 +160,20 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
       write.remote.push_back({piece.to, piece.bytes, map.region.key});
       bytes += piece.bytes;
     }
-    const std::uint64_t less = too_many_for_packets(bytes, capabilities.packet_bytes);
-    Piece& back = pieces[next - 1];
+    std::uint64_t less = too_many_for_packets(bytes, capabilities.packet_bytes);
     // The next write must not be what it begins with.
     const bool joins = most_pieces > 1 && next < pieces.size() &&
-                       std::max(back.bytes, pieces[next].bytes) < small_below;
-    if (less == 0 || !joins || back.bytes < less + kLongPacket) continue;
-    // The beginning of its last piece goes with the next write: this one still ends with a unit.
+                       std::max(pieces[next - 1].bytes, pieces[next].bytes) < small_below;
+    if (less == 0 || !joins) continue;
+    // What is too much goes with the next write: whole pieces, and the beginning of the last one
+    // that stays, so that this write still ends with a unit.
+    for (; less >= pieces[next - 1].bytes; --next) {
+      less -= pieces[next - 1].bytes;
+      write.local.pop_back();
+      write.remote.pop_back();
+    }
+    Piece& back = pieces[next - 1];
+    if (less == 0 || back.bytes < less + kAligned) continue;
     write.local.back() = {back.from + less, back.bytes - less};
     write.remote.back() = {back.to + less, back.bytes - less, map.region.key};
     back.bytes = less;

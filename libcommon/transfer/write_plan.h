@@ -30,9 +30,9 @@ constexpr std::uint64_t kMaxUnitBytes = 512u << 10;
 // Pieces below it share a write where a NIC writes; units below it have one line in a sampled
 // digest (digest.h).
 constexpr std::uint64_t kSmallBytes = 64u << 10;
-// A packet that takes longer to fill than pacing keeps it back, and what a provider's header may
-// add to a write.
-constexpr std::uint64_t kLongPacket = 24u << 10, kHeaderBytes = 256;
+// A packet that takes longer to fill than pacing keeps it back, mostly and nearly always, and what
+// a provider's header may add to a write.
+constexpr std::uint64_t kLongPacket = 24u << 10, kLongerPacket = 40u << 10, kHeaderBytes = 256;
 
 // Bytes [begin, end) of a page.
 struct PageUnit {
@@ -51,8 +51,9 @@ struct PageMap {
   fabric::RemoteRegion region;             // page i of the peer at base + i * page_bytes
 };
 
-// How many bytes to take from a write of `bytes` so that its last packet is a long one: 0 if it is
-// one already or the only one, or nothing is paced. And the nearest length with such a packet.
+// How many bytes to take from a write of `bytes` so that its last packet is full but for 64 bytes
+// and the header's: 0 if it has kLongerPacket already or is the only one, or nothing is paced. And
+// the nearest length whose last packet has kLongPacket.
 std::uint64_t too_many_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes);
 std::uint64_t nearest_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes);
 

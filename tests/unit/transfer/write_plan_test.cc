@@ -165,24 +165,30 @@ TEST_CASE(
     kv::KvLayout layout;
     kv::LayerGroup group;
     std::uint64_t packet_bytes;
-    std::vector<std::uint64_t> kib;  // of the writes
+    std::vector<std::uint64_t> bytes;  // of the writes
   };
   const kv::KvLayout smol = layout_of(30, 3, 64);  // 24 KiB a layer
   constexpr std::uint64_t kPacket = 65'483;
   const auto given = GENERATE_COPY(
       // Four pieces of 144 KiB are nine packets and 589 bytes.
-      Case{smol, {0, 6}, 0, {576, 576, 432}},                        //
-      Case{smol, {0, 6}, kPacket, {548, 420, 472, 144}},             //
-      Case{smol, {24, 27}, kPacket, {288, 288, 216}},                // four and a half packets
-      Case{smol, {0, 30}, kPacket, {2852, 2148, 2200, 720}},         //
-      Case{layout_of(8, 8, 128), {0, 1}, kPacket, {484, 412, 512}},  //
-      Case{layout_of(1, 3, 64), {0, 1}, kPacket, {96, 96, 72}},      // a packet and a half
-      Case{layout_of(1, 5, 32), {0, 1}, kPacket, {80, 80, 60}},      // too small to be cut
-      Case{layout_of(2, 1, 64), {0, 2}, 256 << 10, {64, 64, 48}},    // less than one packet
+      Case{smol, {0, 6}, 0, {589'824, 589'824, 442'368}},
+      Case{smol, {0, 6}, kPacket, {589'056, 443'136, 589'824}},
+      // Four and a half packets.
+      Case{smol, {24, 27}, kPacket, {261'632, 254'464, 294'912}},
+      Case{smol, {0, 30}, kPacket, {2'946'432, 2'214'528, 2'949'120}},
+      Case{layout_of(8, 8, 128), {0, 1}, kPacket, {523'584, 392'640, 392'640, 132'928}},
+      // A packet and a half: a whole page and a part of one go with the next write.
+      Case{layout_of(1, 3, 64), {0, 1}, kPacket, {65'216, 65'216, 65'216, 74'688}},
+      Case{layout_of(1, 5, 32), {0, 1}, kPacket, {65'216, 65'216, 65'216, 29'632}},
+      // Less than one packet.
+      Case{layout_of(2, 1, 64), {0, 2}, 256 << 10, {65'536, 65'536, 49'152}},
       // Four packets, but for the header.
-      Case{layout_of(2, 8, 64), {0, 2}, (128 << 10) + 60, {484, 412, 512}},
+      Case{layout_of(2, 8, 64), {0, 2}, (128 << 10) + 60, {524'224, 393'088, 393'088, 131'392}},
       // Each alone.
-      Case{layout_of(10, 16, 128), {0, 10}, kPacket, std::vector<std::uint64_t>(11, 2560)});
+      Case{layout_of(10, 16, 128),
+           {0, 10},
+           kPacket,
+           std::vector<std::uint64_t>(11, std::uint64_t{2560} << 10)});
   TestPool pool(given.layout, 22);
   std::vector<PageIndex> source, destination;
   for (PageIndex i = 0; i < 11; ++i) {
@@ -193,12 +199,12 @@ TEST_CASE(
   capabilities.packet_bytes = given.packet_bytes;
   const PageMap map{&pool.pool, source, destination, {0, 1 << 30, 1}};
   const auto writes = plan_writes(map, given.group, 0, 11, capabilities);
-  std::vector<std::uint64_t> kib;
+  std::vector<std::uint64_t> bytes;
   for (const fabric::QueuedWrite& write : writes) {
-    kib.push_back(0);
-    for (const fabric::LocalPiece& piece : write.local) kib.back() += piece.bytes >> 10;
+    bytes.push_back(0);
+    for (const fabric::LocalPiece& piece : write.local) bytes.back() += piece.bytes;
   }
-  CHECK(kib == given.kib);
+  CHECK(bytes == given.bytes);
   for (const fabric::QueuedWrite& write : writes) {
     // Where a unit ends.
     const fabric::RemotePiece& last = write.remote.back();
@@ -219,14 +225,15 @@ TEST_CASE(
     const std::uint64_t nearest = nearest_for_packets(bytes, kPacket);
     REQUIRE(less < bytes);
     REQUIRE(too_many_for_packets(bytes - less, kPacket) == 0);
-    REQUIRE(too_many_for_packets(nearest, kPacket) == 0);
-    REQUIRE((less == 0) == (nearest == bytes));
+    if (less == 0) REQUIRE(nearest == bytes);
     REQUIRE(std::max(nearest, bytes) - std::min(nearest, bytes) <=
             kLongPacket / 2 + kHeaderBytes + 1);
     // With its header, whatever that is.
     for (const std::uint64_t header : {std::uint64_t{40}, kHeaderBytes}) {
       const std::uint64_t last = (nearest + header) % kPacket;
       REQUIRE((nearest + header <= kPacket || last >= kLongPacket));
+      const std::uint64_t cut = (bytes - less + header) % kPacket;
+      REQUIRE((bytes + header <= kPacket || cut >= kLongerPacket));
     }
   }
   CHECK(too_many_for_packets(65'536, 0) == 0);
