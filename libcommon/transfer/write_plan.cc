@@ -10,7 +10,7 @@ namespace {
 
 constexpr std::uint64_t kAligned = 64;
 // Cut at most so far, the last packet is still a long one.
-constexpr std::uint64_t kLeastPacket = kLongerPacket + 2 * kHeaderBytes + kAligned;
+constexpr std::uint64_t kLeastPacket = kLongPacket + 2 * kHeaderBytes + kAligned;
 constexpr std::uint64_t kAnyPacket = std::numeric_limits<std::uint64_t>::max();
 
 struct Piece {
@@ -119,13 +119,13 @@ std::vector<PageUnit> page_units(const kv::KvLayout& layout) {
 
 std::uint64_t too_many_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes) {
   const std::uint64_t last = last_packet(bytes, packet_bytes);
-  if (last >= kLongerPacket + kHeaderBytes) return 0;
+  if (last >= kLongPacket + kHeaderBytes) return 0;
   return (last + kAligned) / kAligned * kAligned;
 }
 
 std::uint64_t nearest_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes) {
+  if (too_many_for_packets(bytes, packet_bytes) == 0) return bytes;
   const std::uint64_t last = last_packet(bytes, packet_bytes);
-  if (last >= kLongPacket + kHeaderBytes) return bytes;
   const std::uint64_t more = kLongPacket + 2 * kHeaderBytes - last;
   return last < more ? bytes - last - 1 : bytes + more;
 }
@@ -137,7 +137,7 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
             map.source.size() == map.destination.size());
   KVD_CHECK(group.begin < group.end && group.end <= map.pool->layout().layers);
   KVD_CHECK(capabilities.best_write_bytes >= kMaxUnitBytes);
-  KVD_CHECK(capabilities.packet_bytes == 0 || capabilities.packet_bytes >= kLeastPacket);
+  KVD_CHECK(capabilities.packet_bytes == 0 || capabilities.packet_bytes > kLeastPacket);
   const std::uint64_t most = std::max<std::uint64_t>(
       1, std::min(capabilities.max_write_bytes, capabilities.best_write_bytes));
   const std::size_t most_pieces =
@@ -173,7 +173,7 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
       write.remote.pop_back();
     }
     Piece& back = pieces[next - 1];
-    if (less == 0 || back.bytes < less + kAligned) continue;
+    if (less == 0) continue;
     write.local.back() = {back.from + less, back.bytes - less};
     write.remote.back() = {back.to + less, back.bytes - less, map.region.key};
     back.bytes = less;

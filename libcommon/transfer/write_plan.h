@@ -5,13 +5,13 @@
 // both sides, up to the largest write, so every write ends where a unit ends. (Only where the
 // largest write is smaller than a unit does one end inside it.) Small pieces go several to a write,
 // as far as the provider takes them. Where no NIC writes, all that fit twice into a write are
-// small: each write costs a look and an answer, on TCP a header and a copy of 9000 bytes too
-// (measured in one cache: TCP writes of 64 KiB 3.5 GB/s, of 120 KiB 4.7, of 256 KiB 5.9, of 1
-// MiB 7.4, of 4 MiB 7.8; pages of 64 KiB on `local` one by one 14.1, sixteen to a write 15.3).
+// small: each write costs a look and an answer, on TCP a header too (measured in one cache: TCP
+// writes of 64 KiB 3.5 GB/s, of 120 KiB 4.7, of 256 KiB 5.9, of 1 MiB 7.4, of 4 MiB 7.8; pages of
+// 64 KiB on `local` one by one 14.1, sixteen to a write 15.3).
 //
 // Where packets are paced (Capabilities::packet_bytes) a write does not end with a short one, if it
-// can be helped: the beginning of its last piece goes with the next write. So it still ends where a
-// unit ends, whose last line is in the digest.
+// can be helped: whole pieces of its end, or the beginning of its last one, go with the next write.
+// So it still ends where a unit ends, whose last line is in the digest.
 #pragma once
 
 #include <cstdint>
@@ -30,9 +30,9 @@ constexpr std::uint64_t kMaxUnitBytes = 512u << 10;
 // Pieces below it share a write where a NIC writes; units below it have one line in a sampled
 // digest (digest.h).
 constexpr std::uint64_t kSmallBytes = 64u << 10;
-// A packet that takes longer to fill than pacing keeps it back, mostly and nearly always, and what
-// a provider's header may add to a write.
-constexpr std::uint64_t kLongPacket = 24u << 10, kLongerPacket = 40u << 10, kHeaderBytes = 256;
+// A packet that nearly always takes longer to fill than pacing keeps it back, and what a provider's
+// header may add to a write.
+constexpr std::uint64_t kLongPacket = 40u << 10, kHeaderBytes = 256;
 
 // Bytes [begin, end) of a page.
 struct PageUnit {
@@ -51,9 +51,9 @@ struct PageMap {
   fabric::RemoteRegion region;             // page i of the peer at base + i * page_bytes
 };
 
-// How many bytes to take from a write of `bytes` so that its last packet is full but for 64 bytes
-// and the header's: 0 if it has kLongerPacket already or is the only one, or nothing is paced. And
-// the nearest length whose last packet has kLongPacket.
+// How many bytes to take from a write of `bytes` so that its last packet is full but for some 300:
+// 0 if it has kLongPacket already or is the only one, or nothing is paced. And the nearest length
+// whose last packet has kLongPacket.
 std::uint64_t too_many_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes);
 std::uint64_t nearest_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes);
 

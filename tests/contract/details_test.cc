@@ -73,7 +73,10 @@ TEST_CASE("provider details: FI_PROVIDER names what stays, or behind ^ what goes
 
 TEST_CASE("provider details: writes are read in place, unless the user wants it otherwise") {
   const char* value = std::getenv("FI_NET_PREFETCH_RBUF_SIZE");
+  const char* other = std::getenv("FI_TCP_PREFETCH_RBUF_SIZE");
   REQUIRE(value != nullptr);
+  REQUIRE(other != nullptr);
+  CHECK(std::string(other) == "0");
   CHECK(is_own_setting("FI_NET_PREFETCH_RBUF_SIZE", "0"));
   CHECK(is_own_setting("FI_TCP_PREFETCH_RBUF_SIZE", "0"));
   CHECK_FALSE(is_own_setting("FI_NET_PREFETCH_RBUF_SIZE", "9000"));

@@ -201,6 +201,9 @@ int main(int argc, char** argv) {
     std::fprintf(stderr, "usage: plain_writes PROVIDER WRITE_BYTES COUNT DEPTH PIECES SECONDS\n");
     return 2;
   }
+  // Writes are read in place, as kvd has them; a value that is set stands.
+  setenv("FI_NET_PREFETCH_RBUF_SIZE", "0", 0);
+  setenv("FI_TCP_PREFETCH_RBUF_SIZE", "0", 0);
   const auto number = [&](int i) { return static_cast<std::size_t>(std::atoll(argv[i])); };
   const Plan plan{number(2), number(3), number(4), number(5)};
   const double seconds = std::atof(argv[6]);

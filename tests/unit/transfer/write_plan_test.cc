@@ -214,7 +214,9 @@ TEST_CASE(
   std::uint64_t most = 0;
   const std::uint64_t lines =
       11 * (given.group.end - given.group.begin) * given.layout.layer_bytes() / 64;
-  CHECK(bytes_written(writes, &most).size() == lines);
+  const auto hits = bytes_written(writes, &most);
+  CHECK(hits.size() == lines);
+  CHECK(std::all_of(hits.begin(), hits.end(), [](const auto& hit) { return hit.second == 1; }));
 }
 
 TEST_CASE(
@@ -225,7 +227,8 @@ TEST_CASE(
     const std::uint64_t nearest = nearest_for_packets(bytes, kPacket);
     REQUIRE(less < bytes);
     REQUIRE(too_many_for_packets(bytes - less, kPacket) == 0);
-    if (less == 0) REQUIRE(nearest == bytes);
+    REQUIRE(too_many_for_packets(nearest, kPacket) == 0);
+    REQUIRE((less == 0) == (nearest == bytes));
     REQUIRE(std::max(nearest, bytes) - std::min(nearest, bytes) <=
             kLongPacket / 2 + kHeaderBytes + 1);
     // With its header, whatever that is.
@@ -233,7 +236,8 @@ TEST_CASE(
       const std::uint64_t last = (nearest + header) % kPacket;
       REQUIRE((nearest + header <= kPacket || last >= kLongPacket));
       const std::uint64_t cut = (bytes - less + header) % kPacket;
-      REQUIRE((bytes + header <= kPacket || cut >= kLongerPacket));
+      REQUIRE((bytes + header <= kPacket || cut >= kLongPacket));
+      REQUIRE((less == 0 || cut + kHeaderBytes + 64 >= kPacket));
     }
   }
   CHECK(too_many_for_packets(65'536, 0) == 0);

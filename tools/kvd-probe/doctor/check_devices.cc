@@ -75,10 +75,12 @@ struct Effect {
   const char* what;
 };
 // Variables of the libraries below kvd, and what they do to KV.
-constexpr std::array<Effect, 12> kEffects = {{
+constexpr std::array<Effect, 14> kEffects = {{
     {"FI_PROVIDER", "leaves out providers"},
     {"FI_TCP_IFACE", "ties tcp to one interface"},
     {"FI_NET_IFACE", "ties tcp to one interface"},
+    {"FI_TCP_PREFETCH_RBUF_SIZE", "above 0 copies the beginning of each write"},
+    {"FI_NET_PREFETCH_RBUF_SIZE", "above 0 copies the beginning of each write"},
     {"FI_VERBS_IFACE", "ties verbs to one interface"},
     {"FI_VERBS_DEVICE_NAME", "ties verbs to one device"},
     {"FI_VERBS_GID_IDX", "chooses the GID"},
