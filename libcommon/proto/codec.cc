@@ -406,18 +406,15 @@ void Reader::get(const Value& value, std::string_view name, std::vector<std::str
 
 void Reader::get(const Value& value, std::string_view name, std::vector<PageRunInfo>& out,
                  Runs bound) {
-  const msgpack::object& object = object_of(value);
-  if (object.type != msgpack::type::ARRAY) return fail(name, "not an array");
-  const msgpack::object_array& array = object.via.array;
-  if (array.size > 2 * bound.max) return fail(name, "too many items");
-  if (array.size % 2 != 0) return fail(name, "not pairs");
+  std::vector<const Value*> items;
+  if (!get_list(value, name, 2 * bound.max, &items)) return;
+  if (items.size() % 2 != 0) return fail(name, "not pairs");
   constexpr std::uint64_t kMax = std::numeric_limits<std::uint32_t>::max();
   out.clear();
-  out.reserve(array.size / 2);
-  for (std::uint32_t i = 0; i < array.size; i += 2) {
+  for (std::size_t i = 0; i < items.size(); i += 2) {
     std::uint64_t first = 0, count = 0;
-    if (!get_uint(value_of(array.ptr[i]), name, kMax, {}, &first)) return;
-    if (!get_uint(value_of(array.ptr[i + 1]), name, kMax, {}, &count)) return;
+    if (!get_uint(*items[i], name, kMax, {}, &first)) return;
+    if (!get_uint(*items[i + 1], name, kMax, {}, &count)) return;
     out.push_back({static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count)});
   }
 }
