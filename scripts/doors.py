@@ -167,6 +167,7 @@ PLANTED = [
     ("libcommon/cli/option.h", "#include <CLI/App.hpp>", "CLI/App.hpp may be included only by"),
     ("libcommon/router/policy.h", "#include <mutex>", "router is pure"),
     ("libcommon/kv/layout.h", 'inline auto kvd_home = getenv("HOME");', "the environment is read in cli only"),
+    ("libcommon/kv/layout.h", 'inline int set() { return setenv("HOME", "", 1); }', "the environment is not written"),
     ("libcommon/kv/layout.h", "inline void nap() { usleep(1); }", "instead of sleeping"),
     ("tools/kvd-prefill/main.cc", '#include "engine/engine.h"', "engine/engine.h is past the doors"),
     ("libcommon/kv/CMakeLists.txt", "kvd_module(kv SOURCES a.cc DOORS base device fabric)",

@@ -114,8 +114,8 @@ inline bool takes_by_looks(const Capabilities& capabilities) {
 
 // How often a side that is being written to calls poll() before its loop does anything else, while
 // nothing has completed. At a look `net` and rxm over TCP take what is there of one write, and say
-// nothing of it: a tour of the loop for each would cost a tenth of the time of one of 16 KiB. A NIC needs no look, and where the target
-// copies one look does all it may.
+// nothing of it: a tour of the loop for each would cost a tenth of the time of one of 16 KiB. A NIC
+// needs no look, and where the target copies one look does all it may.
 inline int looks_for_data(const Capabilities& capabilities) {
   return takes_by_looks(capabilities) ? 4 : 1;
 }

@@ -9,7 +9,7 @@ namespace kvd::transfer {
 namespace {
 
 constexpr std::uint64_t kAligned = 64;
-// Cut at most so far, the last packet is still a long one.
+// Of shorter packets a cut might leave a write nothing but what the one before left to it.
 constexpr std::uint64_t kLeastPacket = kLongPacket + 2 * kHeaderBytes + kAligned;
 constexpr std::uint64_t kAnyPacket = std::numeric_limits<std::uint64_t>::max();
 

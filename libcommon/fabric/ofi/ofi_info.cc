@@ -24,10 +24,10 @@ namespace {
 constexpr std::uint32_t kApi = FI_VERSION(FI_MAJOR_VERSION, FI_MINOR_VERSION);
 constexpr std::uint64_t kMaxWriteBytes = 1u << 20;
 // Fewer, larger writes move faster; under bbr only on the loopback with short send buffers (why is
-// not known). GB/s of pages of 4 MiB in 32 layers, with long send buffers on
-// the loopback: in writes of 1 MiB 5.9, of 768 KiB 7.0. Between network namespaces, with short
-// ones: in writes of 4 MiB 4.6, of 768 KiB 6.1. On the loopback with short ones, CPUs that share no
-// cache, in writes of 768 KiB and of 4 MiB: pages of 720 KiB 6.03 and 6.17, groups 5.6 and 5.8.
+// not known). GB/s of pages of 4 MiB in 32 layers, with long send buffers on the loopback: in
+// writes of 1 MiB 5.9, of 768 KiB 7.0. Between network namespaces, with short ones: in writes of 4
+// MiB 4.6, of 768 KiB 6.1. On the loopback with short ones, CPUs that share no cache, in writes of
+// 768 KiB and of 4 MiB: pages of 720 KiB 6.03 and 6.17, groups 5.6 and 5.8.
 // Closing the endpoint fences all the same, and no more bytes are in flight.
 constexpr std::uint64_t kMaxTcpWriteBytes = 4u << 20, kBestBbrWriteBytes = 768u << 10;
 constexpr std::uint64_t kTcpInflightBytes = 4u << 20;
