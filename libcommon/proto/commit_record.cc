@@ -33,9 +33,10 @@ enum : std::size_t {
   kBootIdAt = 80,
   kFirstAt = 88,  // token, log-probability
   kTopAt = 96,    // kMaxTopLogprobs of the same
+  kStreamedAt = kTopAt + 8 * kMaxTopLogprobs,
   kSelfAt = kRecordBytes - 8,
 };
-static_assert(kTopAt + 8 * kMaxTopLogprobs <= kSelfAt);
+static_assert(kStreamedAt + 4 <= kSelfAt);
 
 template <typename T>
 void put(std::span<std::byte, kRecordBytes> out, std::size_t at, T value) {
@@ -62,6 +63,7 @@ void encode_record(const CommitRecord& record, std::span<std::byte, kRecordBytes
   put(out, kGenerationAt, record.generation);
   put(out, kTokensAt, record.tokens);
   put(out, kPagesAt, record.pages);
+  put(out, kStreamedAt, record.streamed);
   put(out, kTopCountAt, static_cast<std::uint32_t>(top));
   put(out, kDigestAt, record.digest);
   put(out, kQueueAt, record.queue_ns);
@@ -99,6 +101,7 @@ Result<CommitRecord> decode_record(std::span<const std::byte, kRecordBytes> byte
   record.generation = get<std::uint32_t>(in, kGenerationAt);
   record.tokens = get<std::uint32_t>(in, kTokensAt);
   record.pages = get<std::uint32_t>(in, kPagesAt);
+  record.streamed = get<std::uint32_t>(in, kStreamedAt);
   record.digest = get<std::uint64_t>(in, kDigestAt);
   record.queue_ns = get<std::uint64_t>(in, kQueueAt);
   record.compute_ns = get<std::uint64_t>(in, kComputeAt);

@@ -37,8 +37,9 @@ struct CommitRecord {
   std::uint32_t generation = 0;
   std::uint32_t tokens = 0;  // prompt tokens whose KV was written
   std::uint32_t pages = 0;
-  std::uint64_t digest = 0;  // of the pages (or the test nonce)
-  SampledToken first;        // at most kMaxTopLogprobs alternatives
+  std::uint32_t streamed = 0;  // of them, the first ones: layer group by layer group
+  std::uint64_t digest = 0;    // of the pages (or the test nonce)
+  SampledToken first;          // at most kMaxTopLogprobs alternatives
   // Prefill's clock (CLOCK_MONOTONIC of its host), nanoseconds.
   std::uint64_t queue_ns = 0;  // OpenRoom -> compute began
   std::uint64_t compute_ns = 0;

@@ -96,18 +96,30 @@ struct Digester::State {
   const kv::PagePool* pool;
   std::span<const PageIndex> pages;
   std::uint64_t tokens;
+  std::uint32_t streamed;
   RoomId room;
-  std::vector<PageUnit> units;
-  std::size_t next = 0;  // page
+  std::vector<PageUnit> units, whole_units;
+  std::size_t next = 0;      // page
+  std::uint64_t number = 0;  // its first unit, counted over the room
   XXH3_state_t hash;
 
   void take(std::size_t until);
 };
 
 Digester::Digester(Digest mode, const kv::PagePool* pool, std::span<const PageIndex> pages,
-                   std::uint64_t tokens, RoomId room) {
+                   std::uint64_t tokens, std::uint32_t streamed, RoomId room) {
   if (mode == Digest::kOff) return;
-  state_.reset(new State{mode, pool, pages, tokens, room, page_units(pool->layout()), 0, {}});
+  state_.reset(new State{mode,
+                         pool,
+                         pages,
+                         tokens,
+                         streamed,
+                         room,
+                         page_units(pool->layout()),
+                         whole_page_units(pool->layout()),
+                         0,
+                         0,
+                         {}});
   XXH3_INITSTATE(&state_->hash);  // the reset reads fields of the state
   KVD_CHECK(XXH3_64bits_reset_withSeed(&state_->hash, room.value) == XXH_OK);
 }
@@ -123,11 +135,10 @@ void Digester::State::take(std::size_t until) {
     return;
   }
   Lines lines(&hash);
-  std::uint64_t number = next * units.size();
   for (; next < until; ++next) {
     const std::byte* page = pool->page(pages[next]);
     const std::uint64_t used = tokens - std::min(tokens, next * std::uint64_t{layout.page_size});
-    for (const PageUnit& unit : units) {
+    for (const PageUnit& unit : next < streamed ? units : whole_units) {
       const std::uint64_t bytes = unit.end - unit.begin;
       if (bytes >= kSmallBytes) {
         lines.add(page + unit.begin + sample_line(room, number, bytes), kLineBytes);
@@ -151,8 +162,8 @@ std::uint64_t Digester::finish() {
 }
 
 std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<const PageIndex> pages,
-                           std::uint64_t tokens, RoomId room) {
-  return Digester(mode, &pool, pages, tokens, room).finish();
+                           std::uint64_t tokens, std::uint32_t streamed, RoomId room) {
+  return Digester(mode, &pool, pages, tokens, streamed, room).finish();
 }
 
 void mark_pages(const kv::PagePool& pool, std::span<const PageIndex> pages, std::uint64_t tokens,

@@ -1,7 +1,8 @@
 // The digest of a room's pages, equal on both ends however the bytes were merged, split or
 // streamed.
 //
-// Units are (page ordinal in the prompt, unit of page_units), in this order. `sample` hashes two
+// Units are (page ordinal in the prompt, unit of page_units; of whole_page_units where the sender
+// sent whole pages, which its record says), in this order. `sample` hashes two
 // 64-byte lines of each unit: one at a place drawn from the room id and the unit's number, which
 // catches what landed elsewhere, and the last one that a token uses, which the receiver marks
 // beforehand (mark_pages). Units below kSmallBytes have the last line alone.
@@ -31,10 +32,11 @@ namespace kvd::transfer {
 // Takes pages in as they go: those that were just sent are still in the caches.
 class Digester {
  public:
-  // `pages` are the prompt's, in order; `tokens` is its length. The result is keyed by the room.
-  // Refers to the pool, and to `pages` until it is done.
+  // `pages` are the prompt's, in order; `tokens` is its length. The first `streamed` pages went
+  // group by group. The result is keyed by the room. Refers to the pool, and to `pages` until it is
+  // done.
   Digester(Digest mode, const kv::PagePool* pool, std::span<const PageIndex> pages,
-           std::uint64_t tokens, RoomId room);
+           std::uint64_t tokens, std::uint32_t streamed, RoomId room);
   ~Digester();
   // The pages before `until` that it has not taken yet.
   void take(std::size_t until);
@@ -48,7 +50,7 @@ class Digester {
 
 // All at once.
 std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<const PageIndex> pages,
-                           std::uint64_t tokens, RoomId room);
+                           std::uint64_t tokens, std::uint32_t streamed, RoomId room);
 
 // Byte offset within a unit of `unit_bytes` of the drawn line that `sample` reads; a multiple
 // of 64.
@@ -57,7 +59,8 @@ std::uint64_t sample_line(RoomId room, std::uint64_t unit, std::uint64_t unit_by
 // unit's last 64 bytes where they fill none of the last head's rows in it.
 std::uint64_t last_line(const kv::KvLayout& layout, const PageUnit& unit, std::uint64_t used);
 
-// Marks `pages` before a peer may write them: fills the last line of each unit with bytes drawn
+// Marks `pages` before a peer may write them: fills the last line of each unit of page_units, so of
+// whole_page_units, too, with bytes drawn
 // from `nonce`, so that a write that is lost is seen even where the page held the very bytes before
 // (V of the first layer depends on its token alone).
 // Where they are many calls `between` before each kMarksAtOnce units, which take 30 to 70 us.

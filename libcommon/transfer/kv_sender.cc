@@ -172,9 +172,9 @@ void KvSender::computed(RoomId room, const SampledToken& first, Duration queued,
     impl_->write_remaining(found);
     if (found->link->end.ok()) found->link->pipeline->pump();
     // The pages are final from here on.
-    found->digest =
-        std::make_unique<Digester>(found->link->digest, impl_->pool_,
-                                   impl_->pool_->pages(found->lease), found->tokens, found->id);
+    found->digest = std::make_unique<Digester>(found->link->digest, impl_->pool_,
+                                               impl_->pool_->pages(found->lease), found->tokens,
+                                               found->streamed, found->id);
     found->link->closing.push_back(room);
   }
   impl_->settle();

@@ -207,7 +207,8 @@ Status KvReceiver::Impl::check_record(ReceiverRoom* room) {
   const bool fits = named && record->epoch == room->link->epoch &&
                     record->incarnation == room->link->peer &&
                     record->generation == room->slot->generation &&
-                    record->tokens == room->request.prompt.size() && record->pages == pages;
+                    record->tokens == room->request.prompt.size() && record->pages == pages &&
+                    record->streamed <= pages;
   if (!fits) return {StatusCode::kCorrupted, "the commit record does not match the allocation"};
   if (!room->id) {
     name(room, record->room, std::min(clock_->now() - room->opened, room->link->round_trip));
@@ -217,7 +218,7 @@ Status KvReceiver::Impl::check_record(ReceiverRoom* room) {
   if (room->request.lease) {
     const std::uint64_t digest =
         digest_pages(options_.digest, *pool_, pool_->pages(room->request.lease).first(pages),
-                     room->request.prompt.size(), room->id);
+                     room->request.prompt.size(), record->streamed, room->id);
     if (digest != record->digest && options_.digest != Digest::kOff) {
       return {StatusCode::kCorrupted, "the digest of the pages is not what prefill sent"};
     }

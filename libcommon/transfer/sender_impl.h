@@ -97,6 +97,7 @@ struct SenderRoom {
   bool job_started = false, engine_done = false, cancelled = false;
 
   std::vector<std::uint32_t> written;  // pages queued, by layer group
+  std::uint32_t streamed = 0;          // pages that went group by group, once computed
   bool computed = false;
   SampledToken first;
   Duration queued{0}, compute{0};

@@ -26,6 +26,7 @@ void KvSender::Impl::write_remaining(SenderRoom* room) {
   const auto pages = static_cast<std::uint32_t>(room->destination.size());
   const std::uint32_t most = *std::max_element(room->written.begin(), room->written.end());
   for (std::size_t group = 0; group < groups_.size(); ++group) write_pages(room, group, most);
+  room->streamed = most;
   if (most == pages) return;
   const PageMap map{pool_, pool_->pages(room->lease), room->destination, room->link->region};
   auto writes =
@@ -75,6 +76,7 @@ void KvSender::Impl::enqueue_control(SenderRoom* room, Tag tag) {
     record.generation = room->generation;
     record.tokens = room->tokens;
     record.pages = static_cast<std::uint32_t>(room->destination.size());
+    record.streamed = room->streamed;
     record.digest = room->digest->finish();
     record.first = room->first;
     record.queue_ns =

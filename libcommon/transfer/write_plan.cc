@@ -63,8 +63,9 @@ std::vector<Piece> cut_pages(const PageMap& map, kv::LayerGroup group, std::uint
   const kv::KvLayout& layout = map.pool->layout();
   const std::uint64_t begin = group.begin * layout.layer_bytes();
   const std::uint64_t end = group.end * layout.layer_bytes();
-  std::vector<PageUnit> units = page_units(layout);
-  if (units.size() == 1 && end - begin == layout.page_bytes() && end - begin <= most) {
+  const bool whole = end - begin == layout.page_bytes();
+  std::vector<PageUnit> units = whole ? whole_page_units(layout) : page_units(layout);
+  if (units.size() == 1 && whole && end - begin <= most) {
     return cut_small_pages(map, first, last, most);
   }
   std::erase_if(units,
@@ -117,6 +118,18 @@ std::vector<PageUnit> page_units(const kv::KvLayout& layout) {
   return units;
 }
 
+std::vector<PageUnit> whole_page_units(const kv::KvLayout& layout) {
+  std::vector<PageUnit> units;
+  for (const PageUnit& unit : page_units(layout)) {
+    if (!units.empty() && unit.end - units.back().begin <= kMaxWholeUnitBytes) {
+      units.back().end = unit.end;
+    } else {
+      units.push_back(unit);
+    }
+  }
+  return units;
+}
+
 std::uint64_t too_many_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes) {
   const std::uint64_t last = last_packet(bytes, packet_bytes);
   if (last >= kLongPacket + kHeaderBytes) return 0;
@@ -136,7 +149,7 @@ std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup 
   KVD_CHECK(first <= last && last <= map.source.size() &&
             map.source.size() == map.destination.size());
   KVD_CHECK(group.begin < group.end && group.end <= map.pool->layout().layers);
-  KVD_CHECK(capabilities.best_write_bytes >= kMaxUnitBytes);
+  KVD_CHECK(capabilities.best_write_bytes >= kMaxWholeUnitBytes);
   KVD_CHECK(capabilities.packet_bytes == 0 || capabilities.packet_bytes > kLeastPacket);
   const std::uint64_t most = std::max<std::uint64_t>(
       1, std::min(capabilities.max_write_bytes, capabilities.best_write_bytes));

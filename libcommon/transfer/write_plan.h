@@ -25,8 +25,9 @@
 
 namespace kvd::transfer {
 
-// Not above any Capabilities::best_write_bytes.
 constexpr std::uint64_t kMaxUnitBytes = 512u << 10;
+// Not above any Capabilities::best_write_bytes.
+constexpr std::uint64_t kMaxWholeUnitBytes = 768u << 10;
 // Pieces below it share a write where a NIC writes; units below it have one line in a sampled
 // digest (digest.h).
 constexpr std::uint64_t kSmallBytes = 64u << 10;
@@ -39,9 +40,12 @@ struct PageUnit {
   std::uint64_t begin = 0;
   std::uint64_t end = 0;
 };
-// A page in order: a unit is a layer group of kv::layer_groups, cut at kMaxUnitBytes where it is
-// larger. Both ends compute the same.
+// A page in order, sent group by group: a unit is a layer group of kv::layer_groups, cut at
+// kMaxUnitBytes where it is larger. Both ends compute the same.
 std::vector<PageUnit> page_units(const kv::KvLayout& layout);
+// And sent whole: neighbours of these together, up to kMaxWholeUnitBytes. Each ends where one of
+// them does.
+std::vector<PageUnit> whole_page_units(const kv::KvLayout& layout);
 
 // Where a room's pages come from and go to, by ordinal in the prompt. Refers to the caller's data.
 struct PageMap {
@@ -57,7 +61,8 @@ struct PageMap {
 std::uint64_t too_many_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes);
 std::uint64_t nearest_for_packets(std::uint64_t bytes, std::uint64_t packet_bytes);
 
-// Layers of pages [first, last) of the prompt. All layers: `group` covers the layout.
+// Layers of pages [first, last) of the prompt. All layers: `group` covers the layout, and the pages
+// are sent whole.
 std::vector<fabric::QueuedWrite> plan_writes(const PageMap& map, kv::LayerGroup group,
                                              std::uint32_t first, std::uint32_t last,
                                              const fabric::Capabilities& capabilities);

@@ -18,6 +18,7 @@ CommitRecord sample_record() {
   r.generation = 4095;
   r.tokens = 4000;
   r.pages = 125;
+  r.streamed = 123;
   r.digest = 0x1122334455667788;
   r.first = {17, -0.5F, {}};
   for (int i = 0; i < static_cast<int>(kMaxTopLogprobs); ++i) {
@@ -48,6 +49,7 @@ TEST_CASE("commit record: every field arrives with its value") {
   CHECK(r->generation == sent.generation);
   CHECK(r->tokens == sent.tokens);
   CHECK(r->pages == sent.pages);
+  CHECK(r->streamed == sent.streamed);
   CHECK(r->digest == sent.digest);
   CHECK(r->first == sent.first);
   CHECK(r->queue_ns == sent.queue_ns);

@@ -73,20 +73,21 @@ TEST_CASE("comparison: each field that differs is named, here and there") {
 
 TEST_CASE("digest: equal pages at other places give the same, in every mode") {
   const auto mode = GENERATE(Digest::kSample, Digest::kFull);
+  const std::uint32_t streamed = GENERATE(0, 2, 3);
   TestPool a(layout_of(8, 8, 64), 4);
   TestPool b(layout_of(8, 8, 64), 4);
   const std::vector<PageIndex> from = {0, 1, 2}, to = {3, 0, 1};
   for (int i = 0; i < 3; ++i)
     std::memcpy(b.pool.page(to[i]), a.pool.page(from[i]), a.pool.layout().page_bytes());
   const RoomId room{77};
-  const std::uint64_t want = digest_pages(mode, a.pool, from, from.size() * 32, room);
-  CHECK(digest_pages(mode, b.pool, to, to.size() * 32, room) == want);
-  CHECK(digest_pages(mode, a.pool, from, from.size() * 32, RoomId{78}) != want);
+  const std::uint64_t want = digest_pages(mode, a.pool, from, from.size() * 32, streamed, room);
+  CHECK(digest_pages(mode, b.pool, to, to.size() * 32, streamed, room) == want);
+  CHECK(digest_pages(mode, a.pool, from, from.size() * 32, streamed, RoomId{78}) != want);
   const std::vector<PageIndex> swapped = {1, 0, 2};
-  CHECK(digest_pages(mode, a.pool, swapped, swapped.size() * 32, room) != want);
+  CHECK(digest_pages(mode, a.pool, swapped, swapped.size() * 32, streamed, room) != want);
   // A group that never landed.
   std::memset(b.pool.page(to[1]), 0, 2 * b.pool.layout().layer_bytes());
-  CHECK(digest_pages(mode, b.pool, to, to.size() * 32, room) != want);
+  CHECK(digest_pages(mode, b.pool, to, to.size() * 32, streamed, room) != want);
 }
 
 TEST_CASE("digest: however the pages are taken in, it is the same") {
@@ -96,10 +97,11 @@ TEST_CASE("digest: however the pages are taken in, it is the same") {
   const std::vector<PageIndex> pages = {4, 5, 6, 0, 8, 1, 2};
   const std::uint64_t tokens = pages.size() * 32 - 5;
   const RoomId room{77};
-  const std::uint64_t want = digest_pages(mode, a.pool, pages, tokens, room);
+  const std::uint32_t streamed = GENERATE(0, 4, 7);
+  const std::uint64_t want = digest_pages(mode, a.pool, pages, tokens, streamed, room);
   for (std::size_t first = 0; first <= pages.size() + 1; ++first) {
     for (std::size_t second = 0; second <= pages.size() + 1; ++second) {
-      Digester digester(mode, &a.pool, pages, tokens, room);
+      Digester digester(mode, &a.pool, pages, tokens, streamed, room);
       digester.take(first);
       digester.take(second);
       REQUIRE(digester.finish() == want);
@@ -111,10 +113,10 @@ TEST_CASE("digest: full sees a single flipped bit, off sees nothing") {
   TestPool a(layout_of(8, 8, 64), 2);
   const std::vector<PageIndex> pages = {0, 1};
   const std::uint64_t before =
-      digest_pages(Digest::kFull, a.pool, pages, pages.size() * 32, RoomId{5});
+      digest_pages(Digest::kFull, a.pool, pages, pages.size() * 32, 0, RoomId{5});
   a.pool.page(1)[12345] ^= std::byte{1};
-  CHECK(digest_pages(Digest::kFull, a.pool, pages, pages.size() * 32, RoomId{5}) != before);
-  CHECK(digest_pages(Digest::kOff, a.pool, pages, pages.size() * 32, RoomId{5}) == 0);
+  CHECK(digest_pages(Digest::kFull, a.pool, pages, pages.size() * 32, 0, RoomId{5}) != before);
+  CHECK(digest_pages(Digest::kOff, a.pool, pages, pages.size() * 32, 0, RoomId{5}) == 0);
 }
 
 TEST_CASE("digest: sample draws another line for each unit, inside the unit") {
@@ -140,11 +142,12 @@ TEST_CASE("digest: of a unit below 64 KiB the last line alone is sampled, of oth
   TestPool pool(layout, 1);
   const std::vector<PageIndex> pages = {0};
   const RoomId room{77};
-  const std::uint64_t before = digest_pages(Digest::kSample, pool.pool, pages, 32, room);
+  const std::uint64_t before = digest_pages(Digest::kSample, pool.pool, pages, 32, 0, room);
   std::vector<std::uint64_t> seen;  // lines whose change changes the digest
   for (std::uint64_t line = 0; line < bytes; line += 64) {
     pool.pool.page(0)[line] ^= std::byte{1};
-    if (digest_pages(Digest::kSample, pool.pool, pages, 32, room) != before) seen.push_back(line);
+    if (digest_pages(Digest::kSample, pool.pool, pages, 32, 0, room) != before)
+      seen.push_back(line);
     pool.pool.page(0)[line] ^= std::byte{1};
   }
   const std::uint64_t last = bytes - 64, drawn = sample_line(room, 0, bytes);
@@ -164,9 +167,11 @@ TEST_CASE("digest: sample sees every stream that was cut, wherever it was cut") 
     if (64 + row % 32 < tokens) continue;
     std::memset(source.pool.page(2) + row * 2 * layout.head_dim, 0, 2 * layout.head_dim);
   }
-  const std::uint64_t want = digest_pages(Digest::kSample, source.pool, pages, tokens, room);
-  const PageMap map{&source.pool, pages, pages, {0, 1 << 30, 42}};
   const bool whole = GENERATE(true, false);
+  const std::uint32_t streamed = whole ? 0 : 3;
+  const std::uint64_t want =
+      digest_pages(Digest::kSample, source.pool, pages, tokens, streamed, room);
+  const PageMap map{&source.pool, pages, pages, {0, 1 << 30, 42}};
   fabric::Capabilities capabilities = capabilities_of(4, GENERATE(1u << 20, 4u << 20));
   capabilities.best_write_bytes = GENERATE(768u << 10, 4u << 20);
   capabilities.packet_bytes = GENERATE(0, 65'483);
@@ -183,15 +188,35 @@ TEST_CASE("digest: sample sees every stream that was cut, wherever it was cut") 
     for (PageIndex page : pages) {
       std::memcpy(landed.pool.page(page), source.pool.page(page), bytes);
     }
-    REQUIRE(digest_pages(Digest::kSample, landed.pool, pages, tokens, room) == want);
+    REQUIRE(digest_pages(Digest::kSample, landed.pool, pages, tokens, streamed, room) == want);
     const fabric::RemotePiece& last = write.remote.back();
     const std::uint64_t page = (last.address + last.bytes - 1) / bytes;
     const std::uint64_t end = last.address + last.bytes - page * bytes;
     const std::uint64_t used = std::min<std::uint64_t>(32, tokens - 32 * page);
     const std::uint64_t from = last_line(layout, {end - std::min(end, last.bytes), end}, used) + 63;
     std::memset(landed.pool.page(static_cast<PageIndex>(page)) + from, 0x5a, end - from);
-    CHECK(digest_pages(Digest::kSample, landed.pool, pages, tokens, room) != want);
+    CHECK(digest_pages(Digest::kSample, landed.pool, pages, tokens, streamed, room) != want);
   }
+}
+
+TEST_CASE("digest: of whole pages, which go in longer writes, fewer lines are sampled") {
+  const kv::KvLayout layout = layout_of(16, 8, 64);  // groups of 128 KiB, the last two of 64
+  TestPool pool(layout, 1);
+  const std::vector<PageIndex> pages = {0};
+  const auto lines = [&](std::uint32_t streamed) {
+    const std::uint64_t before =
+        digest_pages(Digest::kSample, pool.pool, pages, 32, streamed, RoomId{7});
+    int seen = 0;
+    for (std::uint64_t line = 0; line < layout.page_bytes(); line += 64) {
+      pool.pool.page(0)[line] ^= std::byte{1};
+      seen += digest_pages(Digest::kSample, pool.pool, pages, 32, streamed, RoomId{7}) != before;
+      pool.pool.page(0)[line] ^= std::byte{1};
+    }
+    return seen;
+  };
+  REQUIRE(layout.page_bytes() == 1 << 20);
+  CHECK(lines(1) == static_cast<int>(2 * page_units(layout).size()));
+  CHECK(lines(0) == 4);
 }
 
 TEST_CASE("digest: who marks many units is let go in between, who marks few is not") {
@@ -218,11 +243,13 @@ TEST_CASE("digest: a write that is lost is seen even where the page held the sam
     std::memcpy(decode.pool.page(page), source.pool.page(page), layout.page_bytes());
   }
   const RoomId room{3};
-  const std::uint64_t want = digest_pages(Digest::kSample, source.pool, pages, tokens, room);
-  REQUIRE(digest_pages(Digest::kSample, decode.pool, pages, tokens, room) == want);
+  const std::uint32_t streamed = GENERATE(0, 1, 2);
+  const std::uint64_t want =
+      digest_pages(Digest::kSample, source.pool, pages, tokens, streamed, room);
+  REQUIRE(digest_pages(Digest::kSample, decode.pool, pages, tokens, streamed, room) == want);
   mark_pages(decode.pool, pages, tokens, 99, [] {});
   for (const PageIndex page : pages) {
-    for (const PageUnit& unit : page_units(layout)) {
+    for (const PageUnit& unit : page < streamed ? page_units(layout) : whole_page_units(layout)) {
       // All units land but this one.
       TestPool landed(layout, 2);
       for (PageIndex each : pages) {
@@ -230,7 +257,7 @@ TEST_CASE("digest: a write that is lost is seen even where the page held the sam
       }
       std::memcpy(landed.pool.page(page) + unit.begin, decode.pool.page(page) + unit.begin,
                   unit.end - unit.begin);
-      CHECK(digest_pages(Digest::kSample, landed.pool, pages, tokens, room) != want);
+      CHECK(digest_pages(Digest::kSample, landed.pool, pages, tokens, streamed, room) != want);
     }
   }
 }

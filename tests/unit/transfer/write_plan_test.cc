@@ -90,6 +90,25 @@ TEST_CASE("write plan: each destination byte once, whatever the groups and chunk
   }
 }
 
+TEST_CASE("write plan: units of whole pages are neighbours of the others together") {
+  for (const kv::KvLayout& layout :
+       {layout_of(30, 3, 64), layout_of(32, 8, 128), layout_of(3, 24, 512), layout_of(1, 1, 8)}) {
+    const std::vector<PageUnit> units = page_units(layout), whole = whole_page_units(layout);
+    CHECK(whole.size() <= units.size());
+    std::uint64_t at = 0;
+    for (const PageUnit& unit : whole) {
+      CHECK(unit.begin == at);
+      CHECK(unit.end - unit.begin <= kMaxWholeUnitBytes);
+      CHECK(std::any_of(units.begin(), units.end(),
+                        [&](const PageUnit& other) { return other.end == unit.end; }));
+      at = unit.end;
+    }
+    CHECK(at == layout.page_bytes());
+  }
+  CHECK(whole_page_units(layout_of(30, 3, 64)).size() == 1);   // 720 KiB
+  CHECK(whole_page_units(layout_of(32, 8, 128)).size() == 6);  // 4 MiB
+}
+
 TEST_CASE(
     "write plan: whole pages merge where both sides are neighbours, up to the largest write") {
   const kv::KvLayout layout = layout_of(8, 4, 64);  // 256 KiB pages
@@ -154,7 +173,7 @@ TEST_CASE("write plan: no write is longer than what moves best") {
   const auto writes = plan_writes(map, {0, 4}, 0, 2, capabilities);
   std::uint64_t most = 0;
   CHECK(bytes_written(writes, &most).size() * 64 == 2 * layout.page_bytes());
-  // Layers of 256 KiB, each a unit: three of them, and one.
+  // Layers of 256 KiB: three of them are a unit, and one.
   CHECK(most == 768 << 10);
   CHECK(writes.size() == 4);
 }
@@ -258,8 +277,8 @@ TEST_CASE("write plan: small pieces share a write, large ones do not, too large 
   const PageMap big{&large.pool, one, zero, {0, 1 << 30, 1}};
   const auto cut = plan_writes(big, {0, 10}, 0, 1, capabilities_of(4));
   REQUIRE(cut.size() == 2);
-  CHECK(cut[0].local[0].bytes == 1 << 20);
-  CHECK(cut[1].remote[0].address == 1 << 20);
+  CHECK(cut[0].local[0].bytes == 768 << 10);  // a unit, as two are more than a write takes
+  CHECK(cut[1].remote[0].address == 768 << 10);
 }
 
 }  // namespace
