@@ -54,8 +54,8 @@ struct LayerGroup {
 
 // How layers are grouped while they are streamed: a group is the fewest layers whose slice of a
 // page makes 128 KiB, the last group half of that in whole layers, at least one (DESIGN 6). The
-// groups cover all layers in order, each once. Cut at 512 KiB they are the units of the digest too,
-// however the bytes were sent (transfer/write_plan.h).
+// groups cover all layers in order, each once. The units of the digest are made of them
+// (transfer/write_plan.h).
 std::vector<LayerGroup> layer_groups(const KvLayout& layout);
 
 }  // namespace kvd::kv

@@ -85,6 +85,7 @@ template <typename V>
 void fields(V& v, Is<RoomOpened> auto& m) {
   v.must("request", m.request, Uint{});
   v.may("allocated", m.allocated, Flag{});
+  v.may("waited_ns", m.waited_ns, Uint{});
   v.may("done", m.done, Maps{RoomOpened::kMaxDone});
 }
 static Status validate(const RoomOpened&) { return {}; }

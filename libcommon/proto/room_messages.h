@@ -58,6 +58,7 @@ struct RoomOpened {  // the envelope's room is the room's id
   static constexpr std::size_t kMaxDone = 32;
   std::uint64_t request = 0;
   bool allocated = false;         // the pages in OpenRoom were read: no Allocate follows
+  std::uint64_t waited_ns = 0;    // at prefill, for other messages to go with
   std::vector<EndedRoom> done{};  // of the link's rooms before: no RoomDone follows
 };
 

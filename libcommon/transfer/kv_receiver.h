@@ -51,7 +51,8 @@ struct CommittedRoom {
   Incarnation prefill;
   std::uint64_t bytes = 0;  // KV bytes that were written
   std::uint32_t pages = 0;
-  // open_room -> RoomOpened (decode's clock); a round trip, at most, where the record came first
+  // open_room -> RoomOpened (decode's clock) without what it waited at prefill; a round trip, at
+  // most, where the record came first
   Duration bootstrap{0};
   Duration queue{0};  // prefill's clock
   Duration prefill_compute{0};

@@ -240,7 +240,7 @@ TimePoint KvSender::next_deadline() const {
   if (!impl_->engine_ends_.empty()) return impl_->clock_->now();
   TimePoint next = impl_->next_deadline_;
   for (const auto& [peer, link] : impl_->links_) {
-    next = std::min({next, link->next_heartbeat, link->done_due,
+    next = std::min({next, link->next_heartbeat, link->later_due,
                      link->last_heard + impl_->options_.dead_after});
     // A descriptor tells of completions, not of room in the send queue after EAGAIN.
     constexpr Duration kRetry{1'000'000};
@@ -267,7 +267,7 @@ bool KvSender::may_wait() {
 void KvSender::drain() {
   impl_->draining_ = true;
   // The process ends with its last room.
-  for (auto& [peer, link] : impl_->links_) impl_->send_done(link.get());
+  for (auto& [peer, link] : impl_->links_) impl_->send_waiting(link.get());
   impl_->settle();
 }
 

@@ -140,6 +140,8 @@ struct KvReceiver::Impl {
   void on_room_refused(ReceiverLink* link, const control::Received& received);
   void on_room_failed(ReceiverLink* link, const control::Received& received);
   void on_room_done(ReceiverLink* link, const control::Received& received);
+  bool knows(const ReceiverLink& link, RoomId id) const;
+  void look_for_records(ReceiverLink* link);
   void note_done(ReceiverLink* link, RoomId id, const proto::RoomDone& done);
   void on_record(ReceiverLink* link, std::uint32_t slot, std::uint32_t generation);
   Status check_record(ReceiverRoom* room);

@@ -8,6 +8,7 @@
 
 namespace kvd::transfer {
 namespace {
+constexpr std::uint64_t kMostNs = std::uint64_t{1} << 62;  // of a peer's durations
 
 constexpr std::size_t kMaxDone = 4096;
 
@@ -73,12 +74,21 @@ void KvReceiver::Impl::on_room_message(ReceiverLink* link, const control::Receiv
 void KvReceiver::Impl::on_opened(ReceiverLink* link, const control::Received& received) {
   const auto body = proto::decode_body<proto::RoomOpened>(received.envelope);
   if (!body.ok()) return messenger_->refuse(received, "malformed", body.status().message());
+  for (const auto& [room, done] : body->done) {
+    if (knows(*link, RoomId{room})) continue;
+    look_for_records(link);
+    break;
+  }
   for (const auto& [room, done] : body->done) note_done(link, RoomId{room}, done);
+  const auto since = [&](TimePoint opened) {
+    const Duration waited(static_cast<std::int64_t>(std::min(body->waited_ns, kMostNs)));
+    return std::max(clock_->now() - opened - waited, Duration(0));
+  };
   const RoomId id = received.envelope.room;
   const auto done = done_.find(id);
   if (done != done_.end() && done->second.key == body->request) {
     // Its record came first.
-    link->round_trip = std::min(link->round_trip, clock_->now() - done->second.opened);
+    link->round_trip = std::min(link->round_trip, since(done->second.opened));
     return;
   }
   ReceiverRoom* room = find(body->request);
@@ -86,11 +96,12 @@ void KvReceiver::Impl::on_opened(ReceiverLink* link, const control::Received& re
     send(link, id, proto::Abort{"nobody waits for this room"});
     return;
   }
+  if (room->over) return metrics_.ignored_event();  // its record came first, and proved the drain
   if (room->id || !may_name(room, id)) {
     metrics_.violation();
     return note_end(link, invalid_argument("the peer opened a room twice or under a wrong id"));
   }
-  name(room, id, clock_->now() - room->opened);
+  name(room, id, since(room->opened));
   if (!room->request.room) link->round_trip = std::min(link->round_trip, room->bootstrap);
   // It skipped the pages in OpenRoom.
   const bool told = room->state == room::RoomState::kTransferring;
@@ -145,7 +156,19 @@ void KvReceiver::Impl::on_room_failed(ReceiverLink* link, const control::Receive
 void KvReceiver::Impl::on_room_done(ReceiverLink* link, const control::Received& received) {
   const auto body = proto::decode_body<proto::RoomDone>(received.envelope);
   if (!body.ok()) return messenger_->refuse(received, "malformed", body.status().message());
+  if (!knows(*link, received.envelope.room)) look_for_records(link);
   note_done(link, received.envelope.room, *body);
+}
+
+bool KvReceiver::Impl::knows(const ReceiverLink& link, RoomId id) const {
+  return done_.contains(id) || link.by_room.contains(id);
+}
+
+// Of a room that RoomOpened did not tell of the record does. Where a look of this side lets it
+// complete at prefill (all but NICs) it has come before the RoomDone.
+void KvReceiver::Impl::look_for_records(ReceiverLink* link) {
+  link->gathering.end();
+  poll_endpoint(link);
 }
 
 void KvReceiver::Impl::note_done(ReceiverLink* link, RoomId id, const proto::RoomDone& done) {
@@ -161,9 +184,8 @@ void KvReceiver::Impl::note_done(ReceiverLink* link, RoomId id, const proto::Roo
     trial_part = room->trial_part;
   }
   if (request == 0) return metrics_.ignored_event();
-  constexpr std::uint64_t kMost = std::uint64_t{1} << 62;
-  const Duration total(static_cast<std::int64_t>(std::min(done.transfer_total_ns, kMost)));
-  const Duration exposed(static_cast<std::int64_t>(std::min(done.transfer_exposed_ns, kMost)));
+  const Duration total(static_cast<std::int64_t>(std::min(done.transfer_total_ns, kMostNs)));
+  const Duration exposed(static_cast<std::int64_t>(std::min(done.transfer_exposed_ns, kMostNs)));
   // Small rooms say nothing of large ones.
   if (done.bytes >= Gathering::kMuch && done.writes != 0) {
     // Not the first one, which is slow for other reasons; and not the time of the prompt's compute.

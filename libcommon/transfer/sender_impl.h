@@ -47,6 +47,11 @@ class Staging {
   std::size_t next_ = 0;
 };
 
+struct OpenedRoom {
+  RoomId id;
+  bool allocated = false;  // its pages came with OpenRoom
+};
+
 struct SenderLink {
   Incarnation peer;
   control::PeerRef ref = 0;
@@ -66,11 +71,12 @@ struct SenderLink {
   TimePoint last_heard, next_heartbeat, last_progress;
   std::set<RoomId> rooms;
   std::vector<RoomId> closing;  // computed, record not yet queued
-  // Not sent yet: nobody waits for a RoomDone (an answer shows it if it comes in time), and each
-  // message wakes threads on both sides. RoomOpened tells of them, or RoomDone of each where it
-  // does not come by done_due, another message comes before it, or more ended than it holds.
-  std::vector<proto::EndedRoom> done;  // at most RoomOpened::kMaxDone
-  TimePoint done_due = kNever;
+  // Not sent yet: nobody waits for these, and each message wakes threads on both sides. They go
+  // together, and before any other message; earlier than `later_due` where as many came as a
+  // RoomOpened holds. The first RoomOpened tells of the rooms that ended, else RoomDone of each.
+  std::vector<OpenedRoom> opened;      // at most RoomOpened::kMaxDone
+  std::vector<proto::EndedRoom> done;  // the same
+  TimePoint later_due = kNever;
   std::uint64_t new_bytes = 0;  // completed, not yet in the metrics
   Status end;                   // not ok: ends in settle()
 
@@ -89,7 +95,7 @@ struct SenderRoom {
   SamplingParams sampling;
   std::uint32_t choice = 0;
   TimePoint opened, deadline;
-  bool met = false;  // RoomOpened went out; standalone: the router's half came
+  bool met = false;  // decode is told of it; standalone: the router's half came
 
   std::vector<PageIndex> destination;
   std::uint32_t slot = 0, generation = 0;
@@ -152,8 +158,8 @@ struct KvSender::Impl {
   void post_test(SenderLink* link);
   template <typename Message>
   void send(SenderLink* link, RoomId room, const Message& message);
-  std::vector<proto::EndedRoom> take_done(SenderLink* link);
-  void send_done(SenderLink* link);
+  void send_later(SenderLink* link, Duration most);  // `opened` and `done`
+  void send_waiting(SenderLink* link);
 
   // sender_rooms.cc
   void on_open_room(SenderLink* link, const control::Received& received);
@@ -224,7 +230,7 @@ struct KvSender::Impl {
 
 template <typename Message>
 void KvSender::Impl::send(SenderLink* link, RoomId room, const Message& message) {
-  if (!link->done.empty()) send_done(link);
+  send_waiting(link);
   const Status sent = messenger_->send_in_link(link->ref, link->peer, link->epoch,
                                                link->sequence.next_out(), room, message);
   if (sent.ok()) {

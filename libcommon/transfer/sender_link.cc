@@ -312,13 +312,27 @@ void KvSender::Impl::post_test(SenderLink* link) {
   link->test_posted = true;
 }
 
-std::vector<proto::EndedRoom> KvSender::Impl::take_done(SenderLink* link) {
-  link->done_due = kNever;
-  return std::exchange(link->done, {});
+void KvSender::Impl::send_later(SenderLink* link, Duration most) {
+  link->later_due = std::min(link->later_due, clock_->now() + most);
+  constexpr std::size_t kMost = proto::RoomOpened::kMaxDone;
+  // The process ends with its last room.
+  if (draining_ || link->opened.size() == kMost || link->done.size() == kMost) send_waiting(link);
 }
 
-void KvSender::Impl::send_done(SenderLink* link) {
-  for (const auto& [room, done] : take_done(link)) send(link, RoomId{room}, done);
+void KvSender::Impl::send_waiting(SenderLink* link) {
+  if (link->opened.empty() && link->done.empty()) return;
+  link->later_due = kNever;
+  const auto opened = std::exchange(link->opened, {});
+  auto done = std::exchange(link->done, {});
+  for (const auto& [id, allocated] : opened) {
+    const SenderRoom* room = find_on(link, id);
+    if (room == nullptr) continue;
+    const Duration waited = allocated ? clock_->now() - room->opened : Duration(0);
+    send(link, id,
+         proto::RoomOpened{room->request, allocated, static_cast<std::uint64_t>(waited.count()),
+                           std::exchange(done, {})});
+  }
+  for (const auto& [id, each] : done) send(link, RoomId{id}, each);
 }
 
 void KvSender::Impl::tend_link(SenderLink* link, TimePoint now) {
@@ -338,7 +352,7 @@ void KvSender::Impl::tend_link(SenderLink* link, TimePoint now) {
     return;
   }
   if (link->heard && !link->test_posted) post_test(link);
-  if (now >= std::min(link->done_due, link->next_heartbeat)) send_done(link);
+  if (now >= std::min(link->later_due, link->next_heartbeat)) send_waiting(link);
   if (!link->end.ok()) return;
   if (now >= link->next_heartbeat) {
     link->next_heartbeat = now + options_.heartbeat;

@@ -10,7 +10,8 @@ namespace kvd::transfer {
 namespace {
 constexpr std::uint64_t kMaxTimeoutMs = 24ull * 3600 * 1000;
 constexpr std::uint64_t kMaxRoomId = 1ull << 63;
-constexpr Duration kDoneDelay{500'000};  // of a RoomDone that no message follows
+// What RoomOpened and RoomDone wait for others to go with; longer where rooms follow each other.
+constexpr Duration kLater{500'000}, kMuchLater{10'000'000};
 }  // namespace
 
 SenderRoom* KvSender::Impl::find(RoomId room) {
@@ -109,7 +110,14 @@ void KvSender::Impl::on_open_room(SenderLink* link, const control::Received& rec
 
 void KvSender::Impl::meet(SenderRoom* room, bool allocated) {
   room->met = true;
-  send(room->link, room->id, proto::RoomOpened{room->request, allocated, take_done(room->link)});
+  // Where its pages came with OpenRoom nothing waits for RoomOpened, but an abort.
+  SenderLink* const link = room->link;
+  link->opened.push_back({room->id, allocated});
+  if (allocated && link->rooms.size() > 1) {
+    send_later(link, kMuchLater);
+  } else {
+    send_waiting(link);
+  }
   log_info("room opened",
            {{"room", room->id}, {"peer", room->link->peer}, {"tokens", room->tokens}});
 }
@@ -260,11 +268,11 @@ void KvSender::Impl::act(SenderRoom* room, room::Action action) {
       done.commit_posted_ns = static_cast<std::uint64_t>(room->record_posted.ns);
       done.bytes = room->bytes;
       done.writes = room->writes;
-      SenderLink* const link = room->link;
-      if (link->done.size() == proto::RoomOpened::kMaxDone) send_done(link);
-      if (link->done.empty()) link->done_due = clock_->now() + kDoneDelay;
-      link->done.push_back({room->id.value, done});
-      if (draining_) send_done(link);  // the process ends with its last room
+      // Its record told decode of it.
+      std::erase_if(room->link->opened,
+                    [&](const OpenedRoom& other) { return other.id == room->id; });
+      room->link->done.push_back({room->id.value, done});
+      send_later(room->link, room->link->rooms.size() > 1 ? kMuchLater : kLater);
       break;
     }
     case kFinish:

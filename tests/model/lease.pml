@@ -490,6 +490,8 @@ end:
           :: k == OPEN -> ph_sender[r] = Bootstrapping_none; todo[r] = WRITES; k = 0
           :: k == OPEN_WITH_PAGES ->
              ph_sender[r] = Bootstrapping_none; todo[r] = WRITES;
+             /* May wait at prefill for others to go with, but for no message behind it: as if
+                the channel were slow. After a commit it is not sent; decode would drop it. */
              met[r] = 1; put(to_r[l], OPENED, r, e); k = ev_allocate
           :: k == OPEN || k == OPEN_WITH_PAGES -> put(to_r[l], REFUSED, r, e); k = 0
           :: k == ALLOCATE ->

@@ -175,7 +175,7 @@ std::vector<Sample> samples() {
       sample(Registered{"tcp", std::string("\x00\x01", 2), 2000}),
       sample(Refused{"incompatible", "another layout", "page_size: 64 here, 32 there"}),
       sample(sample_open_room()),
-      sample(RoomOpened{5, true, {{6, {1, 2, 3, 4, 5}}}}),
+      sample(RoomOpened{5, true, 7, {{6, {1, 2, 3, 4, 5}}}}),
       sample(RoomRefused{5, "busy", "no pages"}),
       sample(Allocate{{{14, 31}, {60, 1}, {2, 3}}, 1048575, 4095}),
       sample(Abort{"the client went away"}),
@@ -243,9 +243,10 @@ TEST_CASE("messages: every field arrives with its value") {
   CHECK(pages.runs == std::vector<PageRunInfo>{{14, 31}, {60, 1}});
   CHECK(pages.slot == 5);
   CHECK(pages.generation == 6);
-  const RoomOpened opened = decoded(RoomOpened{5, true, {{6, {}}, {7, {1, 2, 3, 4, 5}}}});
+  const RoomOpened opened = decoded(RoomOpened{5, true, 8, {{6, {}}, {7, {1, 2, 3, 4, 5}}}});
   CHECK(opened.request == 5);
   CHECK(opened.allocated);
+  CHECK(opened.waited_ns == 8);
   REQUIRE(opened.done.size() == 2);
   CHECK(opened.done[0].room == 6);
   CHECK(opened.done[1].room == 7);

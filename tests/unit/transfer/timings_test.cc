@@ -88,6 +88,80 @@ TEST_CASE("timings: the next RoomOpened tells of the rooms that ended before") {
   settle(&world);
 }
 
+// Types of the messages that decode has got and not taken.
+std::vector<proto::MessageType> waiting(Decode* decode, std::vector<control::Received>* all) {
+  std::vector<proto::MessageType> types;
+  while (auto message = decode->messenger->receive()) all->push_back(std::move(*message));
+  for (const control::Received& message : *all) types.push_back(message.envelope.type);
+  return types;
+}
+
+TEST_CASE("timings: RoomOpened waits for other messages where rooms follow each other") {
+  using enum proto::MessageType;
+  WorldOptions options;
+  options.transfer.heartbeat = Duration(60'000'000);
+  const bool slow = GENERATE(false, true);
+  options.chunk_time = Duration(slow ? 30'000'000 : 1'000);
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  const Duration way = options.channel.latency;
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  std::vector<std::uint64_t> ids;
+  for (int i = 0; i < 3; ++i) ids.push_back(decode.request(prefill.address, 30, kMinute));
+  world.run(way + Duration(1'000));  // prefill has them
+  decode.stopped = true;
+  std::vector<control::Received> came;
+  if (slow) {
+    // The first one alone is answered at once.
+    world.run(Duration(9'000'000));
+    CHECK(waiting(&decode, &came) == std::vector{kRoomOpened});
+    SECTION("they go after a while") {
+      world.run(Duration(1'000'000) + way);
+      CHECK(waiting(&decode, &came) == std::vector{kRoomOpened, kRoomOpened, kRoomOpened});
+    }
+    SECTION("or when prefill drains") {
+      prefill.sender->drain();
+      world.run(2 * way);
+      CHECK(waiting(&decode, &came) == std::vector{kRoomOpened, kRoomOpened, kRoomOpened});
+    }
+  } else {
+    // The others are told of by their records.
+    world.run(Duration(11'000'000));
+    CHECK(prefill.sender->idle());
+    CHECK(waiting(&decode, &came) == std::vector{kRoomOpened, kRoomDone, kRoomDone, kRoomDone});
+  }
+  decode.stopped = false;
+  for (const control::Received& message : came) decode.receiver->on_message(message);
+  for (const std::uint64_t id : ids) {
+    CHECK(wait_for(&world, &decode, id).outcome == Outcome::kCommitted);
+    CHECK(world.run_until([&] { return decode.requests[id].timed; }, kMinute));
+  }
+  CHECK(world.links_ready());
+  settle(&world);
+}
+
+TEST_CASE("timings: rooms that follow each other for long get all of theirs") {
+  WorldOptions options;
+  options.chunk_time = Duration(1'000);
+  options.transfer.heartbeat = Duration(1'700'000);  // falls into every part of a room
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  std::vector<std::uint64_t> ids;
+  for (int i = 0; i < 3; ++i) ids.push_back(decode.request(prefill.address, 30, kMinute));
+  for (std::size_t next = 0; next < 300; ++next) {
+    REQUIRE(wait_for(&world, &decode, ids[next]).outcome == Outcome::kCommitted);
+    ids.push_back(decode.request(prefill.address, 30, kMinute));
+  }
+  for (const std::uint64_t id : ids) {
+    CHECK(world.run_until([&] { return decode.requests[id].timed; }, kMinute));
+  }
+  CHECK(world.links_ready());
+  settle(&world);
+}
+
 TEST_CASE("timings: more ended rooms than one RoomOpened tells of do not wait for one") {
   constexpr std::size_t kMost = proto::RoomOpened::kMaxDone, kRooms = kMost + 6;
   WorldOptions options;
