@@ -59,11 +59,11 @@ std::uint64_t sample_line(RoomId room, std::uint64_t unit, std::uint64_t unit_by
 // unit's last 64 bytes where they fill none of the last head's rows in it.
 std::uint64_t last_line(const kv::KvLayout& layout, const PageUnit& unit, std::uint64_t used);
 
-// Marks `pages` before a peer may write them: fills the last line of each unit of page_units, so of
-// whole_page_units, too, with bytes drawn
-// from `nonce`, so that a write that is lost is seen even where the page held the very bytes before
-// (V of the first layer depends on its token alone).
-// Where they are many calls `between` before each kMarksAtOnce units, which take 30 to 70 us.
+// Marks `pages` before a peer may write them: fills the last line of each unit of page_units, and
+// so of each of whole_page_units, with bytes drawn from `nonce`, so that a write that is lost is
+// seen even where the page held the very bytes before (V of the first layer depends on its token
+// alone). Where they are many calls `between` before each kMarksAtOnce units, which take 30 to 70
+// us.
 constexpr std::uint64_t kMarksAtOnce = 2048;
 void mark_pages(const kv::PagePool& pool, std::span<const PageIndex> pages, std::uint64_t tokens,
                 std::uint64_t nonce, const std::function<void()>& between);

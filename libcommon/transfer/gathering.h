@@ -69,7 +69,7 @@ class Gathering {
 class GatheringTrial {
  public:
   // Rooms that count of each of the four parts, and between two trials: one room in 32 has what is
-  // worse. Less of them if they move so many bytes, but two.
+  // worse, where trials agree. Less of them if they move so many bytes, but two.
   static constexpr std::uint32_t kRooms = 8, kKept = 15 * 4 * kRooms;
   static constexpr std::uint64_t kBytes = 256u << 20, kKeptBytes = 15 * 4 * kBytes;
   static constexpr int kSure = 3;
