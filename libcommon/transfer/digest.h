@@ -2,10 +2,10 @@
 // streamed.
 //
 // Units are (page ordinal in the prompt, unit of page_units; of whole_page_units where the sender
-// sent whole pages, which its record says), in this order. `sample` hashes two
-// 64-byte lines of each unit: one at a place drawn from the room id and the unit's number, which
-// catches what landed elsewhere, and the last one that a token uses, which the receiver marks
-// beforehand (mark_pages). Units below kSmallBytes have the last line alone.
+// sent whole pages, which its record says), in this order. `sample` hashes two 64-byte lines of
+// each unit: one at a place drawn from the room id and the unit's number, which catches what landed
+// elsewhere, and the last one that a token uses, which the receiver marks beforehand (mark_pages).
+// Units below kSmallBytes have the last line alone.
 // Every write ends where a unit ends, and a stream of writes that is cut loses everything from the
 // cut to the end of a write (libfabric's net connects anew by itself and says nothing of what its
 // sockets held): so the last line shows every cut. `full` hashes all bytes of all prompt pages.

@@ -1,4 +1,5 @@
 // What prefill tells of a room that ended: with which message, and when.
+#include <algorithm>
 #include <functional>
 #include <set>
 #include <vector>
@@ -137,6 +138,70 @@ TEST_CASE("timings: RoomOpened waits for other messages where rooms follow each 
     CHECK(wait_for(&world, &decode, id).outcome == Outcome::kCommitted);
     CHECK(world.run_until([&] { return decode.requests[id].timed; }, kMinute));
   }
+  CHECK(world.links_ready());
+  settle(&world);
+}
+
+TEST_CASE("timings: no RoomOpened of a room that was committed, not even beside its own end") {
+  WorldOptions options;
+  options.prefill_pages = options.decode_pages = 300;
+  options.slots = 64;
+  options.chunk_time = Duration(100'000);
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  // While the first is open the others wait; the 32nd to end is one of the second twenty.
+  std::vector<std::uint64_t> ids = {decode.request(prefill.address, 3000, kMinute)};
+  decode.stopped = true;
+  for (const std::size_t count : {20, 40}) {
+    while (ids.size() <= count) ids.push_back(decode.request(prefill.address, 30, kMinute));
+    REQUIRE(world.run_until([&] { return prefill.outcomes.size() == count; }));
+  }
+  std::vector<control::Received> came;
+  (void)waiting(&decode, &came);
+  std::set<std::uint64_t> ended;
+  for (const control::Received& message : came) {
+    const std::uint64_t room = message.envelope.room.value;
+    if (message.envelope.type == proto::MessageType::kRoomDone) ended.insert(room);
+    if (message.envelope.type != proto::MessageType::kRoomOpened) continue;
+    const auto opened = proto::decode_body<proto::RoomOpened>(message.envelope);
+    REQUIRE(opened.ok());
+    for (const auto& [id, done] : opened->done) ended.insert(id);
+    CHECK_FALSE(ended.contains(room));
+  }
+  CHECK(ended.size() == proto::RoomOpened::kMaxDone);
+  decode.stopped = false;
+  for (const control::Received& message : came) decode.receiver->on_message(message);
+  for (const std::uint64_t id : ids) {
+    CHECK(wait_for(&world, &decode, id).outcome == Outcome::kCommitted);
+  }
+  CHECK(world.links_ready());
+  settle(&world);
+}
+
+TEST_CASE("timings: RoomOpened of an aborted room may come when its record has proved the drain") {
+  WorldOptions options;
+  options.prefill_pages = options.decode_pages = 700;
+  options.chunk_time = Duration(100'000);
+  World world(1, options);
+  Prefill& prefill = world.add_prefill();
+  Decode& decode = world.add_decode();
+  REQUIRE(world.run_until([&] { return world.links_ready(); }));
+  const std::uint64_t longest = decode.request(prefill.address, 12'000, kMinute);
+  const std::uint64_t shortest = decode.request(prefill.address, 30, kMinute);
+  const std::uint64_t aborted = decode.request(prefill.address, 9'000, kMinute);
+  decode.abort(aborted);
+  decode.stopped = true;
+  REQUIRE(world.run_until([&] { return prefill.outcomes.size() == 2; }));
+  // It tells of the short room's end, so decode looks for records, and finds both.
+  std::vector<control::Received> came;
+  const auto types = waiting(&decode, &came);
+  REQUIRE(std::count(types.begin(), types.end(), proto::MessageType::kRoomOpened) == 2);
+  for (const control::Received& message : came) decode.receiver->on_message(message);
+  decode.stopped = false;
+  CHECK(wait_for(&world, &decode, shortest).outcome == Outcome::kCommitted);
+  CHECK(wait_for(&world, &decode, longest).outcome == Outcome::kCommitted);
   CHECK(world.links_ready());
   settle(&world);
 }
