@@ -107,7 +107,7 @@ class MemoryRegion {
   virtual RemoteRegion remote() const = 0;
 };
 
-// Whether what a peer writes waits in a socket until a call of the endpoint takes it.
+// Whether a side's bytes go into a socket, and a peer's out of it, only in calls of the endpoint.
 inline bool takes_by_looks(const Capabilities& capabilities) {
   return !capabilities.rdma && !capabilities.target_copies;
 }
@@ -136,9 +136,9 @@ class Endpoint {
                       std::uint64_t context) = 0;
   // Makes progress and reaps at most out.size() completions; never blocks.
   virtual std::size_t poll(std::span<Completion> out) = 0;
-  // Takes some of what lies in its sockets, where only calls do that, and reaps nothing: between
-  // the parts of what keeps a thread from poll() for long (some 50 us), as a peer stops when nobody
-  // takes its bytes, under bbr soonest. May be called while completions are handled.
+  // One look: takes some of what lies in its sockets, where only calls do that, and reaps nothing:
+  // between the parts of what keeps a thread from poll() for long (some 10 us), as a peer stops
+  // when nobody takes its bytes, under bbr soonest. May be called while completions are handled.
   virtual void keep_moving() {}
   // The descriptor that becomes readable when poll() has work, or -1 (then the caller polls by
   // time).

@@ -23,12 +23,14 @@ constexpr std::uint64_t kMarkStream = 0x6d61726b73000000;
 // together.
 class Lines {
  public:
-  explicit Lines(XXH3_state_t* state) : state_(state) {}
+  Lines(XXH3_state_t* state, const LetGo& between) : state_(state), between_(between) {}
   void add(const std::byte* line, std::uint64_t bytes) {
     __builtin_prefetch(line);
     __builtin_prefetch(line + bytes - 1);
     lines_[count_++] = {line, bytes};
-    if (count_ == lines_.size()) flush();
+    if (count_ < lines_.size()) return;
+    flush();
+    if (between_) between_();
   }
   void flush() {
     std::size_t filled = 0;
@@ -46,10 +48,10 @@ class Lines {
   }
 
  private:
-  static constexpr std::size_t kAtOnce = 64;
   XXH3_state_t* state_;
-  std::array<std::pair<const std::byte*, std::uint64_t>, kAtOnce> lines_{};
-  std::array<std::byte, kAtOnce * kLineBytes> gathered_;
+  const LetGo& between_;
+  std::array<std::pair<const std::byte*, std::uint64_t>, kUnitsAtOnce> lines_{};
+  std::array<std::byte, kUnitsAtOnce * kLineBytes> gathered_;
   std::size_t count_ = 0;
 };
 
@@ -68,6 +70,10 @@ void fill_line(std::byte* to, std::uint64_t bytes, std::uint64_t value) {
 }
 
 }  // namespace
+
+bool has_drawn_line(std::uint64_t unit, std::uint64_t unit_bytes) {
+  return unit_bytes >= kDrawnLineBytes || unit % (kDrawnLineBytes / unit_bytes) == 0;
+}
 
 std::uint64_t sample_line(RoomId room, std::uint64_t unit, std::uint64_t unit_bytes) {
   const std::uint64_t lines = unit_bytes / kLineBytes;
@@ -98,6 +104,7 @@ struct Digester::State {
   std::uint64_t tokens;
   std::uint32_t streamed;
   RoomId room;
+  LetGo between;
   std::vector<PageUnit> units, whole_units;
   std::size_t next = 0;      // page
   std::uint64_t number = 0;  // its first unit, counted over the room
@@ -107,7 +114,7 @@ struct Digester::State {
 };
 
 Digester::Digester(Digest mode, const kv::PagePool* pool, std::span<const PageIndex> pages,
-                   std::uint64_t tokens, std::uint32_t streamed, RoomId room) {
+                   std::uint64_t tokens, std::uint32_t streamed, RoomId room, LetGo between) {
   if (mode == Digest::kOff) return;
   state_.reset(new State{mode,
                          pool,
@@ -115,6 +122,7 @@ Digester::Digester(Digest mode, const kv::PagePool* pool, std::span<const PageIn
                          tokens,
                          streamed,
                          room,
+                         std::move(between),
                          page_units(pool->layout()),
                          whole_page_units(pool->layout()),
                          0,
@@ -129,18 +137,22 @@ Digester::~Digester() = default;
 void Digester::State::take(std::size_t until) {
   const kv::KvLayout& layout = pool->layout();
   if (mode == Digest::kFull) {
+    const std::uint64_t bytes = layout.page_bytes();
     for (; next < until; ++next) {
-      XXH3_64bits_update(&hash, pool->page(pages[next]), layout.page_bytes());
+      for (std::uint64_t at = 0; at < bytes; at += kBytesAtOnce) {
+        XXH3_64bits_update(&hash, pool->page(pages[next]) + at, std::min(kBytesAtOnce, bytes - at));
+        if (between) between();
+      }
     }
     return;
   }
-  Lines lines(&hash);
+  Lines lines(&hash, between);
   for (; next < until; ++next) {
     const std::byte* page = pool->page(pages[next]);
     const std::uint64_t used = tokens - std::min(tokens, next * std::uint64_t{layout.page_size});
     for (const PageUnit& unit : next < streamed ? units : whole_units) {
       const std::uint64_t bytes = unit.end - unit.begin;
-      if (bytes >= kSmallBytes) {
+      if (has_drawn_line(number, bytes)) {
         lines.add(page + unit.begin + sample_line(room, number, bytes), kLineBytes);
       }
       ++number;
@@ -162,21 +174,21 @@ std::uint64_t Digester::finish() {
 }
 
 std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<const PageIndex> pages,
-                           std::uint64_t tokens, std::uint32_t streamed, RoomId room) {
-  return Digester(mode, &pool, pages, tokens, streamed, room).finish();
+                           std::uint64_t tokens, std::uint32_t streamed, RoomId room,
+                           LetGo between) {
+  return Digester(mode, &pool, pages, tokens, streamed, room, std::move(between)).finish();
 }
 
 void mark_pages(const kv::PagePool& pool, std::span<const PageIndex> pages, std::uint64_t tokens,
-                std::uint64_t nonce, const std::function<void()>& between) {
+                std::uint64_t nonce, const LetGo& between) {
   const kv::KvLayout& layout = pool.layout();
   const std::vector<PageUnit> units = page_units(layout);
-  const bool many = pages.size() * units.size() >= kMarksAtOnce;
   std::uint64_t number = 0;
   for (std::size_t i = 0; i < pages.size(); ++i) {
     std::byte* page = pool.page(pages[i]);
     const std::uint64_t used = tokens - std::min(tokens, i * std::uint64_t{layout.page_size});
     for (const PageUnit& unit : units) {
-      if (many && number % kMarksAtOnce == 0) between();
+      if (number != 0 && number % kUnitsAtOnce == 0) between();
       fill_line(page + last_line(layout, unit, used), std::min(unit.end - unit.begin, kLineBytes),
                 counter_random(nonce, kMarkStream, number++));
     }

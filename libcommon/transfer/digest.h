@@ -2,10 +2,10 @@
 // streamed.
 //
 // Units are (page ordinal in the prompt, unit of page_units; of whole_page_units where the sender
-// sent whole pages, which its record says), in this order. `sample` hashes two 64-byte lines of
-// each unit: one at a place drawn from the room id and the unit's number, which catches what landed
-// elsewhere, and the last one that a token uses, which the receiver marks beforehand (mark_pages).
-// Units below kSmallBytes have the last line alone.
+// sent whole pages, which its record says), in this order. `sample` hashes 64-byte lines: of each
+// unit the last one that a token uses, which the receiver marks beforehand (mark_pages), and of one
+// unit in some kDrawnLineBytes one at a place drawn from the room id and the unit's number. More
+// would cost: scattered lines are in no cache, and each takes both sides 0.1 us or more.
 // Every write ends where a unit ends, and a stream of writes that is cut loses everything from the
 // cut to the end of a write (libfabric's net connects anew by itself and says nothing of what its
 // sockets held): so the last line shows every cut. `full` hashes all bytes of all prompt pages.
@@ -29,6 +29,15 @@
 
 namespace kvd::transfer {
 
+constexpr std::uint64_t kDrawnLineBytes = 512u << 10;
+
+// What a side that is being written to does between parts of a long job, each of which takes some
+// 10 us: under bbr a sender is slowed down by 3 % where 256 lines are read at once for each room of
+// 16 MiB, and by as much where they are marked at once.
+using LetGo = std::function<void()>;
+// Units of a part, marked or sampled; bytes of a part that is hashed in full.
+constexpr std::uint64_t kUnitsAtOnce = 64, kBytesAtOnce = 128u << 10;
+
 // Takes pages in as they go: those that were just sent are still in the caches.
 class Digester {
  public:
@@ -36,7 +45,7 @@ class Digester {
   // group by group. The result is keyed by the room. Refers to the pool, and to `pages` until it is
   // done.
   Digester(Digest mode, const kv::PagePool* pool, std::span<const PageIndex> pages,
-           std::uint64_t tokens, std::uint32_t streamed, RoomId room);
+           std::uint64_t tokens, std::uint32_t streamed, RoomId room, LetGo between = {});
   ~Digester();
   // The pages before `until` that it has not taken yet.
   void take(std::size_t until);
@@ -48,10 +57,14 @@ class Digester {
   std::unique_ptr<State> state_;  // null: off
 };
 
-// All at once.
+// All of them.
 std::uint64_t digest_pages(Digest mode, const kv::PagePool& pool, std::span<const PageIndex> pages,
-                           std::uint64_t tokens, std::uint32_t streamed, RoomId room);
+                           std::uint64_t tokens, std::uint32_t streamed, RoomId room,
+                           LetGo between = {});
 
+// Whether a unit has a drawn line: all of kDrawnLineBytes or more, of shorter ones each n-th, n of
+// which have no more than that. `unit` is its number in the room.
+bool has_drawn_line(std::uint64_t unit, std::uint64_t unit_bytes);
 // Byte offset within a unit of `unit_bytes` of the drawn line that `sample` reads; a multiple
 // of 64.
 std::uint64_t sample_line(RoomId room, std::uint64_t unit, std::uint64_t unit_bytes);
@@ -62,11 +75,9 @@ std::uint64_t last_line(const kv::KvLayout& layout, const PageUnit& unit, std::u
 // Marks `pages` before a peer may write them: fills the last line of each unit of page_units, and
 // so of each of whole_page_units, with bytes drawn from `nonce`, so that a write that is lost is
 // seen even where the page held the very bytes before (V of the first layer depends on its token
-// alone). Where they are many calls `between` before each kMarksAtOnce units, which take 30 to 70
-// us.
-constexpr std::uint64_t kMarksAtOnce = 2048;
+// alone).
 void mark_pages(const kv::PagePool& pool, std::span<const PageIndex> pages, std::uint64_t tokens,
-                std::uint64_t nonce, const std::function<void()>& between);
+                std::uint64_t nonce, const LetGo& between);
 
 std::string_view to_string(Digest mode);
 std::optional<Digest> parse_digest(std::string_view text);

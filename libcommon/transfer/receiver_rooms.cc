@@ -238,9 +238,9 @@ Status KvReceiver::Impl::check_record(ReceiverRoom* room) {
   const TimePoint begin = clock_->now();
   // An aborted room may have given its pages up already; then its record proves the drain alone.
   if (room->request.lease) {
-    const std::uint64_t digest =
-        digest_pages(options_.digest, *pool_, pool_->pages(room->request.lease).first(pages),
-                     room->request.prompt.size(), record->streamed, room->id);
+    const std::uint64_t digest = digest_pages(
+        options_.digest, *pool_, pool_->pages(room->request.lease).first(pages),
+        room->request.prompt.size(), record->streamed, room->id, [this] { keep_moving(); });
     if (digest != record->digest && options_.digest != Digest::kOff) {
       return {StatusCode::kCorrupted, "the digest of the pages is not what prefill sent"};
     }

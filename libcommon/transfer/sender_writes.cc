@@ -230,14 +230,24 @@ void KvSender::Impl::resume_link(SenderLink* link) {
 }
 #endif
 
+// Where bytes move only while the endpoint is polled (sockets) a link is polled for as long as that
+// takes time, since then it moves some: all else of the loop has left the caches by the time that
+// the kernel has copied a MiB, and a tour of the loop for each cost 3 % of the bandwidth (loopback,
+// bbr, pages of 720 KiB, ratio to plain writes: 0.95, with a kStay of 200 us 0.971, 500 us 0.982,
+// 1 ms 0.991). The price is that a message waits for up to kStay while bytes move.
 bool KvSender::Impl::pump(SenderLink* link) {
-  constexpr int kRounds = 8;  // then the other links have their turn
+  constexpr Duration kStay{500'000}, kMovedBytes{5'000};  // an empty poll takes 1 us or less
+  constexpr int kRounds = 8;
+  const bool by_polls = fabric::takes_by_looks(link->capabilities());
+  const TimePoint began = clock_->now();
   bool busy = false;
-  for (int round = 0; round < kRounds && link->end.ok(); ++round) {
+  for (int round = 1; link->end.ok(); ++round) {
     link->pipeline->pump();
     close_rooms(link);
     link->pipeline->pump();
+    const TimePoint polled = clock_->now();
     const std::size_t count = link->endpoint->poll(completions_);
+    const TimePoint now = clock_->now();
     for (std::size_t i = 0; i < count && link->end.ok(); ++i) {
       on_completion(link, completions_[i]);
     }
@@ -245,8 +255,11 @@ bool KvSender::Impl::pump(SenderLink* link) {
       link->end = link->pipeline->health();
       links_to_end_ = true;
     }
-    if (count == 0) break;
-    busy = true;
+    busy = busy || count != 0;
+    const bool moves =
+        count != 0 || (by_polls && !link->pipeline->idle() && now - polled >= kMovedBytes);
+    const bool others_turn = by_polls ? now - began >= kStay / links_.size() : round == kRounds;
+    if (!moves || others_turn) break;
   }
   if (link->new_bytes != 0) {
     metrics_.bytes(link->capabilities().provider, to_string(link->peer), link->new_bytes);

@@ -28,8 +28,7 @@ namespace kvd::transfer {
 constexpr std::uint64_t kMaxUnitBytes = 512u << 10;
 // Not above any Capabilities::best_write_bytes.
 constexpr std::uint64_t kMaxWholeUnitBytes = 768u << 10;
-// Pieces below it share a write where a NIC writes; units below it have one line in a sampled
-// digest (digest.h).
+// Pieces below it share a write where a NIC writes.
 constexpr std::uint64_t kSmallBytes = 64u << 10;
 // A packet that nearly always takes longer to fill than pacing keeps it back, and what a provider's
 // header may add to a write.

@@ -411,9 +411,7 @@ std::size_t OfiEndpoint::poll(std::span<Completion> out) {
 void OfiEndpoint::keep_moving() {
   const Capabilities& capabilities = domain_->fabric->offer.capabilities;
   if (capabilities.rdma || cq_broken_ || refusal_ == Refusal::kRefusedAgain) return;
-  for (int look = 0; look < looks_for_data(capabilities); ++look) {
-    (void)fi_cq_read(cq_, nullptr, 0);  // an error is read by poll()
-  }
+  (void)fi_cq_read(cq_, nullptr, 0);  // an error is read by poll()
 }
 
 bool OfiEndpoint::descriptor_is_readable() const {

@@ -92,7 +92,7 @@ TEST_CASE("digest: equal pages at other places give the same, in every mode") {
 
 TEST_CASE("digest: however the pages are taken in, it is the same") {
   const auto mode = GENERATE(Digest::kSample, Digest::kFull, Digest::kOff);
-  const auto head_dim = GENERATE(64u, 504u);  // two lines a unit, one line a unit
+  const auto head_dim = GENERATE(64u, 504u);  // whole units with a drawn line, most without
   TestPool a(layout_of(head_dim == 64 ? 8 : 1, head_dim == 64 ? 8 : 1, head_dim), 9);
   const std::vector<PageIndex> pages = {4, 5, 6, 0, 8, 1, 2};
   const std::uint64_t tokens = pages.size() * 32 - 5;
@@ -131,28 +131,35 @@ TEST_CASE("digest: sample draws another line for each unit, inside the unit") {
   CHECK(sample_line(RoomId{9}, 3, 64) == 0);
 }
 
-TEST_CASE("digest: of a unit below 64 KiB the last line alone is sampled, of others one more") {
-  // One unit a page: 32 tokens of K and V in 1,024 or 1,008 bytes each.
-  const auto head_dim = GENERATE(512u, 504u);
-  const kv::KvLayout layout = layout_of(1, 1, head_dim);
+TEST_CASE("digest: sample has the last line of each unit, and a drawn one of half a MiB or more") {
+  // One unit a page: 32 tokens of K and V in so many bytes each.
+  const auto [row_bytes, every] = GENERATE(table<std::uint32_t, std::size_t>(
+      {{1'024, 8}, {1'008, 8}, {4'080, 2}, {4'096, 2}, {8'176, 1}, {8'192, 1}}));
+  const kv::KvLayout layout = layout_of(1, 1, row_bytes / 2);
   const std::uint64_t bytes = layout.page_bytes();
   REQUIRE(page_units(layout).size() == 1);
-  const bool small = head_dim == 504;
-  REQUIRE((bytes < 64 << 10) == small);
-  TestPool pool(layout, 1);
-  const std::vector<PageIndex> pages = {0};
+  REQUIRE(bytes == 64 * row_bytes);
+  constexpr PageIndex kPages = 9;
+  TestPool pool(layout, kPages);
+  std::vector<PageIndex> pages(kPages);
+  std::iota(pages.begin(), pages.end(), PageIndex{0});
   const RoomId room{77};
-  const std::uint64_t before = digest_pages(Digest::kSample, pool.pool, pages, 32, 0, room);
-  std::vector<std::uint64_t> seen;  // lines whose change changes the digest
-  for (std::uint64_t line = 0; line < bytes; line += 64) {
-    pool.pool.page(0)[line] ^= std::byte{1};
-    if (digest_pages(Digest::kSample, pool.pool, pages, 32, 0, room) != before)
-      seen.push_back(line);
-    pool.pool.page(0)[line] ^= std::byte{1};
+  const auto digest = [&] {
+    return digest_pages(Digest::kSample, pool.pool, pages, 32 * kPages, 0, room);
+  };
+  const std::uint64_t before = digest();
+  for (const PageIndex page : pages) {
+    std::vector<std::uint64_t> seen;  // lines whose change changes the digest
+    for (std::uint64_t line = 0; line < bytes; line += 64) {
+      pool.pool.page(page)[line] ^= std::byte{1};
+      if (digest() != before) seen.push_back(line);
+      pool.pool.page(page)[line] ^= std::byte{1};
+    }
+    const std::uint64_t last = bytes - 64, drawn = sample_line(room, page, bytes);
+    REQUIRE(drawn != last);
+    CAPTURE(bytes, page);
+    CHECK(seen == (page % every == 0 ? std::vector{drawn, last} : std::vector{last}));
   }
-  const std::uint64_t last = bytes - 64, drawn = sample_line(room, 0, bytes);
-  REQUIRE(drawn != last);
-  CHECK(seen == (small ? std::vector{last} : std::vector{drawn, last}));
 }
 
 TEST_CASE("digest: sample sees every stream that was cut, wherever it was cut") {
@@ -215,23 +222,40 @@ TEST_CASE("digest: of whole pages, which go in longer writes, fewer lines are sa
     return seen;
   };
   REQUIRE(layout.page_bytes() == 1 << 20);
-  CHECK(lines(1) == static_cast<int>(2 * page_units(layout).size()));
-  CHECK(lines(0) == 4);
+  REQUIRE(page_units(layout).size() == 9);
+  CHECK(lines(1) == 9 + 3);  // drawn: 0, 4 and 8
+  CHECK(lines(0) == 2 + 1);  // 768 KiB, 256 KiB
 }
 
-TEST_CASE("digest: who marks many units is let go in between, who marks few is not") {
-  const auto layout = layout_of(2, 2, 8);
-  const std::uint32_t units = static_cast<std::uint32_t>(page_units(layout).size());
-  const std::uint32_t few = static_cast<std::uint32_t>((kMarksAtOnce - 1) / units);
-  for (const auto& [count, want] : {std::pair{few, 0U}, {few + 1, 1U}, {2 * (few + 1) + 1, 3U}}) {
-    TestPool pool(layout, count);
+TEST_CASE("digest: who marks or checks much is let go in between, who does little is not") {
+  std::size_t let_go = 0;
+  const LetGo between = [&] { ++let_go; };
+  const auto check = [&](const kv::KvLayout& layout, Digest mode, std::size_t count,
+                         std::size_t marks, std::size_t lines) {
+    TestPool pool(layout, static_cast<std::uint32_t>(count));
     std::vector<PageIndex> pages(count);
     std::iota(pages.begin(), pages.end(), PageIndex{0});
-    std::uint32_t let_go = 0;
-    mark_pages(pool.pool, pages, std::uint64_t{count} * layout.page_size, 5, [&] { ++let_go; });
-    CAPTURE(count, units);
-    CHECK(let_go == want);
-  }
+    const std::uint64_t tokens = std::uint64_t{count} * layout.page_size;
+    CAPTURE(count);
+    let_go = 0;
+    mark_pages(pool.pool, pages, tokens, 5, between);
+    CHECK(let_go == marks);
+    let_go = 0;
+    const std::uint64_t digest =
+        digest_pages(mode, pool.pool, pages, tokens, 0, RoomId{7}, between);
+    CHECK(let_go == lines);
+    CHECK(digest == digest_pages(mode, pool.pool, pages, tokens, 0, RoomId{7}));
+  };
+  const kv::KvLayout small = layout_of(2, 2, 8);  // one unit a page; one drawn line in 128
+  REQUIRE(page_units(small).size() == 1);
+  REQUIRE(512 * 1024 / small.page_bytes() == 128);
+  check(small, Digest::kSample, kUnitsAtOnce - 2, 0, 0);
+  check(small, Digest::kSample, kUnitsAtOnce - 1, 0, 1);
+  check(small, Digest::kSample, kUnitsAtOnce, 0, 1);
+  check(small, Digest::kSample, kUnitsAtOnce + 1, 1, 1);
+  check(small, Digest::kSample, 3 * kUnitsAtOnce, 2, 3);
+  check(small, Digest::kOff, 3 * kUnitsAtOnce, 2, 0);
+  check(layout_of(8, 8, 64), Digest::kFull, 3, 0, 3 * (512 * 1024 / kBytesAtOnce));
 }
 
 TEST_CASE("digest: a write that is lost is seen even where the page held the same bytes before") {
