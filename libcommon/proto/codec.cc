@@ -16,7 +16,8 @@
 #include "proto/wire.h"
 
 static_assert(std::endian::native == std::endian::little,
-              "tokens are copied as they lie in memory");
+              "tokens and runs are copied as they lie in memory");
+static_assert(sizeof(kvd::proto::PageRunInfo) == 8, "and nothing lies between");
 
 namespace kvd::proto {
 namespace {
@@ -186,11 +187,7 @@ void Writer::put(const std::vector<std::string>& value, Texts) {
 }
 
 void Writer::put(const std::vector<PageRunInfo>& value, Runs) {
-  put_array(static_cast<std::uint32_t>(2 * value.size()));
-  for (const PageRunInfo& run : value) {
-    put_uint(run.first);
-    put_uint(run.count);
-  }
+  put_bin({reinterpret_cast<const char*>(value.data()), value.size() * sizeof(PageRunInfo)});
 }
 
 // --- Reader ------------------------------------------------------------------------------------
@@ -406,17 +403,13 @@ void Reader::get(const Value& value, std::string_view name, std::vector<std::str
 
 void Reader::get(const Value& value, std::string_view name, std::vector<PageRunInfo>& out,
                  Runs bound) {
-  std::vector<const Value*> items;
-  if (!get_list(value, name, 2 * bound.max, &items)) return;
-  if (items.size() % 2 != 0) return fail(name, "not pairs");
-  constexpr std::uint64_t kMax = std::numeric_limits<std::uint32_t>::max();
-  out.clear();
-  for (std::size_t i = 0; i < items.size(); i += 2) {
-    std::uint64_t first = 0, count = 0;
-    if (!get_uint(*items[i], name, kMax, {}, &first)) return;
-    if (!get_uint(*items[i + 1], name, kMax, {}, &count)) return;
-    out.push_back({static_cast<std::uint32_t>(first), static_cast<std::uint32_t>(count)});
-  }
+  const msgpack::object& object = object_of(value);
+  if (object.type != msgpack::type::BIN) return fail(name, "not binary");
+  const std::size_t bytes = object.via.bin.size, count = bytes / sizeof(PageRunInfo);
+  if (bytes % sizeof(PageRunInfo) != 0) return fail(name, "not whole runs");
+  if (count > bound.max) return fail(name, "too many runs");
+  out.resize(count);
+  if (count != 0) std::memcpy(out.data(), object.via.bin.ptr, bytes);
 }
 
 }  // namespace kvd::proto

@@ -62,7 +62,7 @@ struct TokenBin {  // little-endian int32, each at least 0
 struct Texts {
   std::size_t max_count, max_bytes, min_bytes = 0;
 };
-struct Runs {  // a flat array of integers: first, count, first, count, ...
+struct Runs {  // little-endian uint32: first, count, first, count, ...
   std::size_t max;
 };
 struct Map {};  // a nested struct

@@ -155,7 +155,6 @@ void KvSender::Impl::on_completion(SenderLink* link, const fabric::Completion& c
   }
   const auto result = link->pipeline->on_completion(completion);
   if (!result) return;
-  link->last_progress = clock_->now();
   if (!result->status.ok()) {
     if constexpr (planted::kBuilt) {
       const bool moved = link->pipeline->writes_completed() > 0;  // else it would go on for ever
@@ -248,6 +247,7 @@ bool KvSender::Impl::pump(SenderLink* link) {
     const TimePoint polled = clock_->now();
     const std::size_t count = link->endpoint->poll(completions_);
     const TimePoint now = clock_->now();
+    if (count != 0) link->last_progress = now;
     for (std::size_t i = 0; i < count && link->end.ok(); ++i) {
       on_completion(link, completions_[i]);
     }

@@ -27,6 +27,14 @@ std::string bin(std::string_view bytes) {
   if (bytes.size() < 256) return "\xc4"s + low + std::string(bytes);
   return "\xc5"s + static_cast<char>(bytes.size() >> 8) + low + std::string(bytes);
 }
+// Of uint32, as runs are.
+std::string words(const std::vector<std::uint32_t>& values) {
+  std::string out;
+  for (const std::uint32_t value : values) {
+    for (int shift = 0; shift < 32; shift += 8) out += static_cast<char>(value >> shift & 0xff);
+  }
+  return bin(out);
+}
 std::string real(double value) {
   std::uint64_t bits = 0;
   std::memcpy(&bits, &value, sizeof bits);
@@ -223,15 +231,25 @@ TEST_CASE("decoding: Allocate names pages once each, within 32 bits, and some") 
   const auto allocate = [](const std::string& runs) {
     return map({{"runs", runs}, {"slot", num(1)}, {"generation", num(2)}});
   };
-  CHECK(read<Allocate>(allocate(array({num(5), num(2), num(0), num(5)}))).ok());
-  CHECK(read<Allocate>(allocate(array({num(0xffffffff), num(1)}))).ok());
-  refused<Allocate>(allocate(array({})), "runs is empty");
-  refused<Allocate>(allocate(array({num(1)})), "not pairs");
-  refused<Allocate>(allocate(array({num(1), num(0)})), "a run has no pages");
-  refused<Allocate>(allocate(array({num(0xffffffff), num(2)})), "beyond the last page");
-  refused<Allocate>(allocate(array({num(5), num(2), num(6), num(1)})), "named twice");
-  refused<Allocate>(allocate(array({num(0), num(0xffffffff)})), "more pages than a prompt");
-  refused<Allocate>(allocate(array({num(1ull << 32), num(1)})), "not within");
+  CHECK(read<Allocate>(allocate(words({5, 2, 0, 5}))).ok());
+  CHECK(read<Allocate>(allocate(words({0xffffffff, 1}))).ok());
+  refused<Allocate>(allocate(bin("")), "runs is empty");
+  refused<Allocate>(allocate(words({1})), "not whole runs");
+  refused<Allocate>(allocate(bin("\x05\x00\x00\x00\x02\x00\x00"s)), "not whole runs");
+  refused<Allocate>(allocate(array({num(5), num(2)})), "not binary");
+  refused<Allocate>(allocate(words({1, 0})), "a run has no pages");
+  refused<Allocate>(allocate(words({0xffffffff, 2})), "beyond the last page");
+  refused<Allocate>(allocate(words({5, 2, 6, 1})), "named twice");
+  refused<Allocate>(allocate(words({0, 0xffffffff})), "more pages than a prompt");
+  const auto many = [](std::size_t count) {
+    std::string out = "\xc6"s;
+    for (int shift = 24; shift >= 0; shift -= 8)
+      out += static_cast<char>(8 * count >> shift & 0xff);
+    for (std::uint32_t run = 0; run < count; ++run) out += words({2 * run, 1}).substr(2);
+    return out;
+  };
+  CHECK(read<Allocate>(allocate(many(Bounds::kMaxRuns)))->runs.size() == Bounds::kMaxRuns);
+  refused<Allocate>(allocate(many(Bounds::kMaxRuns + 1)), "too many runs");
 }
 
 TEST_CASE("decoding: sampling parameters are finite and in range") {
@@ -273,12 +291,12 @@ TEST_CASE("decoding: the pages of OpenRoom keep the rules of Allocate, and may b
     return map(fields);
   };
   CHECK(read<OpenRoom>(open("", 0))->allocate.runs.empty());
-  CHECK(read<OpenRoom>(open(array({}), 0))->allocate.runs.empty());
-  CHECK(read<OpenRoom>(open(array({num(5), num(2)}), 0))->allocate.runs.size() == 1);
-  refused<OpenRoom>(open(array({num(1)}), 0), "not pairs");
-  refused<OpenRoom>(open(array({num(1), num(0)}), 0), "a run has no pages");
-  refused<OpenRoom>(open(array({num(5), num(2), num(6), num(1)}), 0), "named twice");
-  refused<OpenRoom>(open(array({num(5), num(2)}), 1u << 20), "OpenRoom.slot");
+  CHECK(read<OpenRoom>(open(bin(""), 0))->allocate.runs.empty());
+  CHECK(read<OpenRoom>(open(words({5, 2}), 0))->allocate.runs.size() == 1);
+  refused<OpenRoom>(open(words({1}), 0), "not whole runs");
+  refused<OpenRoom>(open(words({1, 0}), 0), "a run has no pages");
+  refused<OpenRoom>(open(words({5, 2, 6, 1}), 0), "named twice");
+  refused<OpenRoom>(open(words({5, 2}), 1u << 20), "OpenRoom.slot");
 }
 
 TEST_CASE("decoding: RoomOpened tells of few ended rooms, each with an id") {
