@@ -88,6 +88,7 @@ void KvReceiver::Impl::deliver() {
     } else {
       host_->on_failed(report.request, std::move(report.why), report.retryable);
     }
+    keep_moving();  // the host may have taken long
   }
   delivering_ = false;
 }

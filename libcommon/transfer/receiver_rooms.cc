@@ -236,16 +236,22 @@ Status KvReceiver::Impl::check_record(ReceiverRoom* room) {
     name(room, record->room, std::min(clock_->now() - room->opened, room->link->round_trip));
   }
   const TimePoint begin = clock_->now();
+  Duration let_go{0};
+  const LetGo between = [&] {
+    const TimePoint at = clock_->now();
+    keep_moving();
+    let_go += clock_->now() - at;
+  };
   // An aborted room may have given its pages up already; then its record proves the drain alone.
   if (room->request.lease) {
-    const std::uint64_t digest = digest_pages(
-        options_.digest, *pool_, pool_->pages(room->request.lease).first(pages),
-        room->request.prompt.size(), record->streamed, room->id, [this] { keep_moving(); });
+    const std::uint64_t digest =
+        digest_pages(options_.digest, *pool_, pool_->pages(room->request.lease).first(pages),
+                     room->request.prompt.size(), record->streamed, room->id, between);
     if (digest != record->digest && options_.digest != Digest::kOff) {
       return {StatusCode::kCorrupted, "the digest of the pages is not what prefill sent"};
     }
   }
-  room->digest = clock_->now() - begin;
+  room->digest = clock_->now() - begin - let_go;
   room->first = std::move(record->first);
   room->queue_ns = record->queue_ns;
   room->compute_ns = record->compute_ns;
@@ -347,10 +353,10 @@ Status KvReceiver::Impl::send_open(ReceiverRoom* room) {
     open.timeout_ms =
         static_cast<std::uint64_t>((request.deadline - room->opened).count() / 1'000'000);
   }
+  keep_moving();
   if (!request.room && slot_line_.empty()) room->slot = slots_.lease(room->key);
   if (room->slot) open.allocate = offer(room);
-  constexpr std::size_t kLongPrompt = 32768;  // tokens, whose message takes 20 us
-  if (request.prompt.size() >= kLongPrompt) keep_moving();
+  keep_moving();                            // a long prompt's message takes some 10 us
   open.prompt = std::move(request.prompt);  // a long one is not copied
   send(link, request.room, open);
   request.prompt = std::move(open.prompt);
