@@ -1,7 +1,9 @@
 // Rooms that do not end well: every fault leaves each page with one owner and each request one
 // outcome.
 #include <catch2/catch.hpp>
+#include <functional>
 
+#include "proto/commit_record.h"
 #include "proto/room_messages.h"
 #include "sim/world.h"
 
@@ -332,6 +334,49 @@ TEST_CASE("corruption: a page that changes on its way is found by the digest, an
     return *last != std::byte{0xC5};
   }));
   pair.decode.pool->page(0)[4096] ^= std::byte{1};
+  pair.world.run_until([&] { return pair.outcome(id) != Outcome::kOpen; });
+  CHECK(pair.outcome(id) == Outcome::kFailed);
+  CHECK(pair.decode.requests[id].why.code() == StatusCode::kCorrupted);
+  CHECK(pair.decode.requests[id].retryable);
+  CHECK_FALSE(pair.decode.ready(pair.prefill.address));
+  pair.serves();
+  settle(&pair.world);
+}
+
+TEST_CASE("commit record: one that does not match the allocation is refused, and the link ends") {
+  const auto change = GENERATE(
+      as<std::function<void(proto::CommitRecord*)>>(),
+      [](proto::CommitRecord* record) { ++record->room.value; },
+      [](proto::CommitRecord* record) { ++record->epoch.value; },
+      [](proto::CommitRecord* record) { ++record->incarnation.value; },
+      [](proto::CommitRecord* record) { ++record->generation; },
+      [](proto::CommitRecord* record) { --record->tokens; },
+      [](proto::CommitRecord* record) { --record->pages; },
+      [](proto::CommitRecord* record) { ++record->pages; },
+      [](proto::CommitRecord* record) { record->streamed = record->pages + 1; });
+  WorldOptions options = slow_fabric();
+  options.transfer.digest = transfer::Digest::kOff;  // which would notice most of them, too
+  Pair pair(options);
+  const std::uint64_t id = pair.open();
+  REQUIRE(pair.world.run_until([&] { return pair.world.fabric.in_flight(pair.prefill.host) > 0; }));
+  // It reads the record a little after that came.
+  pair.decode.stopped = true;
+  std::byte* slot = nullptr;
+  proto::CommitRecord record;
+  REQUIRE(pair.world.run_until([&] {
+    for (const auto& landing : pair.world.fabric.landed()) {
+      if (landing.bytes != proto::kRecordBytes) continue;
+      slot = const_cast<std::byte*>(landing.at);
+      record = proto::decode_record(std::span<std::byte, proto::kRecordBytes>(slot, landing.bytes))
+                   .value();
+    }
+    return record.room.value != 0;  // that of the link's test write
+  }));
+  REQUIRE(pair.outcome(id) == Outcome::kOpen);
+  change(&record);
+  proto::encode_record(record,
+                       std::span<std::byte, proto::kRecordBytes>(slot, proto::kRecordBytes));
+  pair.decode.stopped = false;
   pair.world.run_until([&] { return pair.outcome(id) != Outcome::kOpen; });
   CHECK(pair.outcome(id) == Outcome::kFailed);
   CHECK(pair.decode.requests[id].why.code() == StatusCode::kCorrupted);
