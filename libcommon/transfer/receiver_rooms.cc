@@ -356,8 +356,9 @@ Status KvReceiver::Impl::send_open(ReceiverRoom* room) {
   keep_moving();
   if (!request.room && slot_line_.empty()) room->slot = slots_.lease(room->key);
   if (room->slot) open.allocate = offer(room);
-  keep_moving();                            // a long prompt's message takes some 10 us
-  open.prompt = std::move(request.prompt);  // a long one is not copied
+  // A long prompt's message takes some 10 us; the prompt is not copied.
+  keep_moving();
+  open.prompt = std::move(request.prompt);
   send(link, request.room, open);
   request.prompt = std::move(open.prompt);
   if (!link->end.ok()) {
